@@ -1,0 +1,475 @@
+"""Frozen dataclasses that say everything about a model and a run, each checked when it is made.
+
+Every field is a flag: `--model.num-layers 6`. The text after a field is its help. Nothing here imports JAX, so a
+wrong flag is answered at once.
+"""
+
+import dataclasses
+import difflib
+import math
+import types
+import typing
+from typing import TYPE_CHECKING, Any, Literal, Self
+
+Mode = Literal["encoder-decoder", "decoder-only"]
+PositionName = Literal["sinusoidal", "learned", "rope", "alibi", "t5", "none"]
+NormName = Literal["layernorm", "rmsnorm"]
+PlacementName = Literal["pre", "post", "sandwich"]
+ActivationName = Literal["relu", "gelu", "gelu_tanh", "silu", "relu_squared", "tanh"]
+RopeScalingName = Literal["none", "linear", "ntk", "llama3", "yarn"]
+DtypeName = Literal["float32", "bfloat16", "float64"]
+OptimizerName = Literal["adamw", "adafactor", "lion", "muon", "sgd"]
+ScheduleName = Literal["constant", "linear", "cosine", "inverse-sqrt", "wsd"]
+ObjectiveName = Literal["auto", "causal", "sequence-to-sequence", "span-corruption", "continuation"]
+TokenizerName = Literal["bpe", "unigram", "char", "bytes"]
+StrategyName = Literal["jit", "pmap", "mesh"]
+
+# A field that is worked out from the others when it is left None. To the model's code it is always a number.
+if TYPE_CHECKING:
+    Derived = int
+else:
+    Derived = int | None
+DERIVED: Any = None
+
+
+def nearest(word: str, choices: typing.Iterable[str]) -> str:
+    """` Did you mean ...?` where one of the choices is close to the word, else nothing."""
+    close = difflib.get_close_matches(word, list(choices), n=1)
+    return f" Did you mean {close[0]!r}?" if close else ""
+
+
+def _fits(value: object, kind: object) -> bool:
+    """Whether a value has the type that a field is annotated with. A bool is no int here, and an int is a float."""
+    origin, parts = typing.get_origin(kind), typing.get_args(kind)
+    if origin is Literal:
+        return value in parts
+    if origin in (typing.Union, types.UnionType):
+        return any(_fits(value, part) for part in parts)
+    if origin is tuple:
+        return isinstance(value, tuple) and all(_fits(item, parts[0]) for item in value)
+    if kind is float:
+        return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    if kind is int:
+        return isinstance(value, int) and not isinstance(value, bool)
+    return isinstance(value, kind if isinstance(kind, type) else type(None))
+
+
+def _wanted(kind: object) -> str:
+    origin, parts = typing.get_origin(kind), typing.get_args(kind)
+    if origin is Literal:
+        return "one of " + ", ".join(map(str, parts))
+    if origin in (typing.Union, types.UnionType):
+        return " or ".join(_wanted(part) for part in parts)
+    if origin is tuple:
+        return f"several of {_wanted(parts[0])}"
+    if kind is types.NoneType:
+        return "nothing"
+    return {int: "a whole number", float: "a finite number"}.get(kind, getattr(kind, "__name__", str(kind)))
+
+
+def check_types(config: Any) -> None:
+    """Raises ValueError that names the first field whose value is of the wrong type, and what was expected."""
+    hints = typing.get_type_hints(type(config))
+    for field in dataclasses.fields(config):
+        value, kind = getattr(config, field.name), hints[field.name]
+        if not _fits(value, kind):
+            choices = [str(part) for part in typing.get_args(kind)] if typing.get_origin(kind) is Literal else []
+            raise ValueError(
+                f"{field.name}={value!r} must be {_wanted(kind)}.{nearest(str(value), choices) if choices else ''}"
+            )
+
+
+def _at_least(config: Any, least: float, *names: str) -> None:
+    for name in names:
+        if getattr(config, name) is not None and getattr(config, name) < least:
+            raise ValueError(f"{name}={getattr(config, name)} must be at least {least}.")
+
+
+def _share(config: Any, *names: str) -> None:
+    for name in names:
+        if not 0 <= getattr(config, name) < 1:
+            raise ValueError(f"{name}={getattr(config, name)} must lie in [0, 1).")
+
+
+@dataclasses.dataclass(frozen=True)
+class RopeConfig:
+    """Rotary positions (Su et al. 2021, section 3.4) and the ways to stretch them over longer texts."""
+
+    base: float = 10_000.0
+    """Wavelength of the slowest pair of features, divided by 2 pi."""
+    fraction: float = 1.0
+    """Share of each head's width that turns; the rest carries no position (GPT-NeoX: 0.25)."""
+    scaling: RopeScalingName = "none"
+    """linear: positions / factor (Chen et al. 2023). ntk: a larger base (bloc97 2023). llama3: slow features only
+    (Llama 3.1). yarn: by wavelength, with a temperature (Peng et al. 2023, section 3)."""
+    factor: float = 1.0
+    """How many times longer than the original the texts may be."""
+    original_length: int = 8192
+    """Length in tokens that the model was first trained with (llama3 and yarn)."""
+    low: float = 1.0
+    """Turns over the original length below which a feature is stretched in full (llama3: 1; yarn: 1)."""
+    high: float = 4.0
+    """Turns over the original length above which a feature is left alone (llama3: 4; yarn: 32)."""
+
+    def __post_init__(self) -> None:
+        check_types(self)
+        _at_least(self, 1, "factor", "original_length")
+        if self.base <= 1:
+            raise ValueError(f"rope.base={self.base} must be above 1.")
+        if not 0 < self.fraction <= 1:
+            raise ValueError(f"rope.fraction={self.fraction} must lie in (0, 1].")
+        if self.low >= self.high:
+            raise ValueError(f"rope.low={self.low} must be below rope.high={self.high}.")
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelConfig:
+    """One Transformer. The defaults are those of Vaswani et al. 2017, with the norms before the sublayers.
+
+    Fields that are None by default are derived from the others. Raises ValueError, with the fields' names, for a
+    combination that cannot be built.
+    """
+
+    mode: Mode = "encoder-decoder"
+    """encoder-decoder: a full Transformer. decoder-only: its decoder without cross-attention."""
+    vocab_size: Derived = DERIVED
+    """Rows of the embedding table. None: as many as the tokenizer has, filled in by `train`."""
+    d_model: int = 512
+    """Width of the residual stream."""
+    num_layers: int = 6
+    """Decoder blocks."""
+    num_encoder_layers: Derived = DERIVED
+    """Encoder blocks; a decoder-only model has none whatever this says. None: num_layers."""
+    num_heads: int = 8
+    """Query heads."""
+    num_kv_heads: Derived = DERIVED
+    """Key/value heads: num_heads is multi-head, 1 is multi-query (Shazeer 2019), between them is grouped-query
+    attention (Ainslie et al. 2023). None: num_heads."""
+    head_dim: Derived = DERIVED
+    """Width of one head. None: d_model / num_heads."""
+    d_ff: Derived = DERIVED
+    """Width of the feed-forward layer. None: 4 * d_model."""
+    max_length: int = 512
+    """Longest sequence in tokens, on either side."""
+    position: PositionName = "sinusoidal"
+    """How order enters: sinusoidal (Vaswani et al. 2017, 3.5), learned, rope (Su et al. 2021), alibi (Press et al.
+    2022), t5 relative bias (Raffel et al. 2020, 2.1), none."""
+    cross_position: Literal["none", "same"] = "none"
+    """Order in cross-attention. none: it carries none, as in T5 (a target and a source place have no distance).
+    same: the rope, alibi or t5 of self-attention, both sides counted from 0. Windows never apply there."""
+    rope: RopeConfig = RopeConfig()
+    relative_buckets: int = 32
+    """Buckets of the T5 relative bias."""
+    relative_max_distance: int = 128
+    """Distance from which on all share the last bucket of the T5 relative bias."""
+    norm: NormName = "layernorm"
+    """layernorm (Ba et al. 2016) or rmsnorm (Zhang and Sennrich 2019)."""
+    norm_placement: PlacementName = "pre"
+    """pre: before each sublayer (Xiong et al. 2020). post: after the sum (Vaswani et al. 2017). sandwich: before and
+    after the sublayer, within the residual (Ding et al. 2021)."""
+    norm_eps: float = 1e-6
+    """Added to the variance."""
+    embedding_norm: bool = False
+    """A norm right after the embedding (BART)."""
+    activation: ActivationName = "relu"
+    """Of the feed-forward layer."""
+    gated: bool = False
+    """Feed-forward with a gate: activation(gate(x)) * up(x) (Shazeer 2020); silu gives SwiGLU."""
+    use_bias: bool = True
+    """Biases in linear layers and layer norms."""
+    qk_norm: bool = False
+    """Norm over each head's queries and keys (Dehghani et al. 2023, section 2)."""
+    query_scale: float | None = None
+    """Factor on queries. None: 1 / sqrt(head_dim). T5: 1."""
+    windows: tuple[int, ...] = (0,)
+    """Self-attention window of each layer in tokens, repeated over the layers; 0 is no window. A decoder's query sees
+    itself and window - 1 keys before it, an encoder's also as many after it (Beltagy et al. 2020)."""
+    attention_softcap: float | None = None
+    """Attention logits become cap * tanh(logits / cap) (Gemma 2)."""
+    logits_softcap: float | None = None
+    """The same for the output logits."""
+    prefix_attention: Literal["causal", "bidirectional"] = "causal"
+    """How a decoder-only model's prefix attends to itself; bidirectional is a prefix LM (Raffel et al. 2020, 3.2)."""
+    scale_embeddings: bool = True
+    """Multiply embeddings by sqrt(d_model) (Vaswani et al. 2017, 3.4)."""
+    scale_logits: bool = False
+    """Divide what enters the output layer by sqrt(d_model) (T5, when tied)."""
+    tie_embeddings: bool = True
+    """The output layer is the target embedding, transposed (Press and Wolf 2017)."""
+    share_source_embedding: bool = True
+    """The encoder reads the target's embedding table instead of one of its own."""
+    dropout_rate: float = 0.0
+    """On embeddings and on what each sublayer adds (Vaswani et al. 2017, 5.4)."""
+    attention_dropout_rate: float = 0.0
+    """On attention weights."""
+    dtype: DtypeName = "float32"
+    """Of activations and matrix products. Softmax, norms, logits and the loss are at least float32."""
+    param_dtype: DtypeName = "float32"
+    """Of parameters."""
+
+    def __post_init__(self) -> None:
+        derived = frozenset(f.name for f in dataclasses.fields(self) if f.default is None and getattr(self, f.name) is None)
+        object.__setattr__(self, "_derived", derived - {"query_scale", "attention_softcap", "logits_softcap"})
+        check_types(self)
+        _at_least(self, 1, "vocab_size", "d_model", "num_layers", "num_encoder_layers", "num_heads", "num_kv_heads")
+        _at_least(self, 1, "head_dim", "d_ff", "max_length", "relative_max_distance")
+        _at_least(self, 0, "norm_eps")
+        _share(self, "dropout_rate", "attention_dropout_rate")
+        if self.head_dim is None and self.d_model % self.num_heads:
+            raise ValueError(
+                f"d_model={self.d_model} must be a multiple of num_heads={self.num_heads} unless head_dim is given; "
+                f"try num_heads={math.gcd(self.d_model, self.num_heads)}."
+            )
+        rest = dict(
+            num_encoder_layers=self.num_layers,
+            num_kv_heads=self.num_heads,
+            head_dim=self.d_model // self.num_heads,
+            d_ff=4 * self.d_model,
+        )
+        for name, value in rest.items():
+            if getattr(self, name) is None:
+                object.__setattr__(self, name, value)
+        self._check_combinations()
+
+    def _check_combinations(self) -> None:
+        if self.num_heads % self.num_kv_heads:
+            raise ValueError(
+                f"num_heads={self.num_heads} must be a multiple of num_kv_heads={self.num_kv_heads}; "
+                f"try num_kv_heads={math.gcd(self.num_heads, self.num_kv_heads)}."
+            )
+        if self.position == "sinusoidal" and self.d_model % 2:
+            raise ValueError(f"d_model={self.d_model} must be even for position='sinusoidal' (pairs of sine and cosine).")
+        if self.position == "rope" and (width := self.head_dim * self.rope.fraction) % 2:
+            raise ValueError(
+                f"head_dim={self.head_dim} times rope.fraction={self.rope.fraction} is {width}; position='rope' turns "
+                "pairs of features, so it must be even."
+            )
+        if self.relative_buckets < 4 or self.relative_buckets % 4:
+            raise ValueError(f"relative_buckets={self.relative_buckets} must be a multiple of 4.")
+        if not self.windows or min(self.windows) < 0:
+            raise ValueError(f"windows={self.windows} must be whole numbers of at least 0, one or more.")
+        for name in ("attention_softcap", "logits_softcap", "query_scale"):
+            if getattr(self, name) is not None and getattr(self, name) <= 0:
+                raise ValueError(f"{name}={getattr(self, name)} must be above 0.")
+
+    def replace(self, **changes: Any) -> Self:
+        """The same config with some fields changed and the derived fields derived anew."""
+        return dataclasses.replace(self, **{name: None for name in vars(self)["_derived"]} | changes)
+
+
+@dataclasses.dataclass(frozen=True)
+class DataConfig:
+    """What a run reads and how it becomes batches."""
+
+    train: tuple[str, ...] = ()
+    """One path: plain text (.txt, .gz, a folder, a glob), or pairs (.tsv, or .jsonl with `source` and `target`).
+    Two paths: parallel files, line by line."""
+    validation: tuple[str, ...] = ()
+    """The same for validation. None given: validation_fraction of the training data, from its end."""
+    validation_fraction: float = 0.1
+    """Share of the training data held out where no validation data is given."""
+    embedded: Literal["none", "dates", "code"] = "none"
+    """Data that comes with the package or the machine, read when no path is given: dates in many locales (pairs), or
+    the Python standard library (plain text)."""
+    tokenizer: str = "bpe"
+    """bpe, unigram, char or bytes: trained on the training data. Or the path of a tokenizer.json."""
+    tokenizer_size: int = 8000
+    """Entries of a trained bpe or unigram tokenizer, special tokens included."""
+    objective: ObjectiveName = "auto"
+    """auto: sequence-to-sequence for pairs; for plain text causal, or span-corruption with an encoder (Raffel et al.
+    2020, 3.1.4). continuation: the second part of a text from its first."""
+    source_length: Derived = DERIVED
+    """Source tokens in a packed row. None: max_length."""
+    target_length: Derived = DERIVED
+    """Target tokens in a packed row. None: max_length."""
+    too_long: Literal["error", "drop"] = "error"
+    """What to do with a pair that does not fit: stop, or leave it out and count it."""
+    noise_density: float = 0.15
+    """Share of tokens that span-corruption hides."""
+    mean_span: float = 3.0
+    """Mean number of tokens in a hidden span."""
+
+    def __post_init__(self) -> None:
+        check_types(self)
+        _at_least(self, 1, "source_length", "target_length", "mean_span")
+        _at_least(self, 16, "tokenizer_size")
+        for name in ("validation_fraction", "noise_density"):
+            if not 0 < getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)} must lie in (0, 1).")
+        for name in ("train", "validation"):
+            if len(getattr(self, name)) > 2:
+                raise ValueError(f"data.{name} takes one path, or two parallel files; got {len(getattr(self, name))}.")
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimizerConfig:
+    """How gradients become updates."""
+
+    name: OptimizerName = "adamw"
+    """adamw (Loshchilov and Hutter 2019), adafactor (Shazeer and Stern 2018), lion (Chen et al. 2023), muon (Jordan
+    2024), sgd."""
+    learning_rate: float = 1e-3
+    """Peak of the schedule."""
+    schedule: ScheduleName = "cosine"
+    """After the warm-up: constant; linear or cosine down to final_fraction; inverse-sqrt of the step (Vaswani et al.
+    2017, 5.3); wsd: constant, then linear down over decay_fraction of the run (Hu et al. 2024)."""
+    warmup_steps: int | None = None
+    """Steps of linear increase from 0. None: a tenth of the run."""
+    final_fraction: float = 0.1
+    """Learning rate at the end as a share of the peak (linear, cosine, wsd)."""
+    decay_fraction: float = 0.2
+    """Share of the run in which wsd decays."""
+    b1: float = 0.9
+    """Decay of the first moment; momentum of sgd and muon."""
+    b2: float = 0.98
+    """Decay of the second moment."""
+    eps: float = 1e-8
+    """Added to the root of the second moment."""
+    weight_decay: float = 0.01
+    """Decoupled; matrices only, never norms, biases or embeddings."""
+    clip_norm: float = 1.0
+    """Largest global norm of the gradient; 0 is no clipping."""
+    accumulate: int = 1
+    """Microbatches that a batch is cut into, one after the other."""
+    ema_decay: float = 0.0
+    """Decay of the moving average of the parameters that evaluation uses; 0 is none."""
+
+    def __post_init__(self) -> None:
+        check_types(self)
+        _at_least(self, 0, "learning_rate", "warmup_steps", "weight_decay", "clip_norm", "eps")
+        _at_least(self, 1, "accumulate")
+        _share(self, "b1", "b2", "ema_decay")
+        for name in ("final_fraction", "decay_fraction"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name}={getattr(self, name)} must lie in [0, 1].")
+
+
+@dataclasses.dataclass(frozen=True)
+class LossConfig:
+    """Cross-entropy and what is added to it in training; evaluation is always plain."""
+
+    label_smoothing: float = 0.0
+    """Share of each target's probability spread evenly over the vocabulary (Vaswani et al. 2017, 5.4)."""
+    z_loss: float = 0.0
+    """Weight of log(Z)^2, which keeps logits near normalised (Chowdhery et al. 2022, section 5)."""
+
+    def __post_init__(self) -> None:
+        check_types(self)
+        _share(self, "label_smoothing")
+        _at_least(self, 0, "z_loss")
+
+
+@dataclasses.dataclass(frozen=True)
+class ParallelConfig:
+    """Where arrays live."""
+
+    strategy: StrategyName = "jit"
+    """jit: one device. pmap: replicated on all devices. mesh: sharded as `mesh` says."""
+    mesh: str = "data=-1"
+    """Sizes of the mesh's axes, such as data=2,fsdp=2,tensor=2; -1 is the rest of the devices."""
+
+    def __post_init__(self) -> None:
+        check_types(self)
+        self.axes  # noqa: B018 - raises where it cannot be read
+
+    @property
+    def axes(self) -> dict[str, int]:
+        """`mesh` as axis sizes. Raises ValueError."""
+        known, axes = ("data", "fsdp", "tensor"), {}
+        for part in self.mesh.split(","):
+            name, _, size = part.strip().partition("=")
+            if name not in known:
+                raise ValueError(f"mesh={self.mesh!r}: the axes are {', '.join(known)}; got {name!r}.{nearest(name, known)}")
+            if name in axes:
+                raise ValueError(f"mesh={self.mesh!r} names {name} twice.")
+            if not size.lstrip("-").isdigit() or (int(size) < 1 and int(size) != -1):
+                raise ValueError(f"mesh={self.mesh!r}: the size of {name} must be a whole number, or -1 for the rest.")
+            axes[name] = int(size)
+        if list(axes.values()).count(-1) > 1:
+            raise ValueError(f"mesh={self.mesh!r}: only one axis can be -1.")
+        return axes
+
+
+@dataclasses.dataclass(frozen=True)
+class CheckpointConfig:
+    """What is saved, and when."""
+
+    every: int = 500
+    """Steps between checkpoints."""
+    keep: int = 2
+    """Newest checkpoints that stay."""
+
+    def __post_init__(self) -> None:
+        check_types(self)
+        _at_least(self, 1, "every", "keep")
+
+
+@dataclasses.dataclass(frozen=True)
+class RunConfig:
+    """One training run, whole: what `config.json` in its folder says."""
+
+    recipe: str = "dates"
+    """Name of the recipe that the run started from."""
+    workdir: str = ""
+    """Folder of the run. None given: runs/RECIPE, or runs/RECIPE-MODE where the mode is not the recipe's own."""
+    steps: int = 1000
+    """Updates of the parameters."""
+    seed: int = 0
+    """Of parameters, data order and dropout."""
+    batch_size: int = 64
+    """Packed rows in a batch, over all devices and microbatches."""
+    eval_every: int = 250
+    """Steps between evaluations."""
+    eval_rows: int = 1024
+    """Validation rows that an evaluation during training reads at most; 0 is all. The last evaluation reads all."""
+    log_every: int = 10
+    """Steps between lines of metrics."""
+    num_samples: int = 200
+    """Validation examples decoded for exact match (pairs); a few of them are written to samples.txt."""
+    max_new_tokens: int = 128
+    """Tokens that a sample may have."""
+    stop_at: int = 0
+    """Stop, with everything saved, at this step of the schedule; 0 is the end."""
+    stop_after: str = ""
+    """Stop, with everything saved, after this much time, such as 3h50m or 90s."""
+    model: ModelConfig = ModelConfig()
+    data: DataConfig = DataConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    loss: LossConfig = LossConfig()
+    parallel: ParallelConfig = ParallelConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
+
+    def __post_init__(self) -> None:
+        check_types(self)
+        _at_least(self, 1, "steps", "batch_size", "eval_every", "log_every", "max_new_tokens")
+        _at_least(self, 0, "seed", "eval_rows", "num_samples", "stop_at")
+        if self.seed >= 2**32:
+            raise ValueError(f"seed={self.seed} must be below 2**32.")
+        if (self.optimizer.warmup_steps or 0) > self.steps:
+            raise ValueError(f"optimizer.warmup_steps={self.optimizer.warmup_steps} must not exceed steps={self.steps}.")
+        if self.batch_size % self.optimizer.accumulate:
+            raise ValueError(
+                f"batch_size={self.batch_size} must be a multiple of optimizer.accumulate={self.optimizer.accumulate}."
+            )
+        for name in ("source_length", "target_length"):
+            length = getattr(self.data, name)
+            if length is not None and length > self.model.max_length:
+                raise ValueError(f"data.{name}={length} must not exceed model.max_length={self.model.max_length}.")
+        self.stop_seconds  # noqa: B018 - raises where it cannot be read
+
+    @property
+    def stop_seconds(self) -> float:
+        """`stop_after` in seconds, infinity where it is not given. Raises ValueError."""
+        if not self.stop_after:
+            return math.inf
+        seconds, number = 0.0, ""
+        for letter in self.stop_after:
+            if letter.isdigit() or letter == ".":
+                number += letter
+            elif letter in "hms" and number:
+                seconds, number = seconds + float(number) * {"h": 3600, "m": 60, "s": 1}[letter], ""
+            else:
+                break
+        if number or not seconds:
+            raise ValueError(f"stop_after={self.stop_after!r} must be a time such as 3h50m, 20m or 90s.")
+        return seconds

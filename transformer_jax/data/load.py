@@ -1,0 +1,153 @@
+"""A run's settings -> its tokenizer, its training batches and its validation rows."""
+
+import dataclasses
+from collections.abc import Callable
+from hashlib import blake2b
+
+import numpy as np
+
+from transformer_jax.config import ModelConfig, RunConfig
+from transformer_jax.data import sources
+from transformer_jax.data.batches import Batches, PackedRows, Rows, StreamRows
+from transformer_jax.data.objectives import (
+    ARRANGEMENTS,
+    TEXT_OBJECTIVES,
+    Examples,
+    FixedExamples,
+    fitting,
+    objective_name,
+    room_of,
+    sentinels_needed,
+)
+from transformer_jax.data.ragged import Ragged, chain
+from transformer_jax.data.sources import Corpus, Pairs, Texts
+from transformer_jax.data.tokenizer import Tokenizer, make_tokenizer
+from transformer_jax.errors import InputError
+
+
+@dataclasses.dataclass(frozen=True)
+class Data:
+    """Everything that a run reads.
+
+    Attributes:
+        config: the run's settings with what the data decided filled in (vocabulary size, objective).
+        train, validation: packed rows.
+        held_out: the validation corpus as text.
+        fingerprint: a digest of all token ids, by which a resumed run knows its data again.
+        report: lines that say what was read.
+    """
+
+    config: RunConfig
+    tokenizer: Tokenizer
+    train: Rows
+    validation: Rows
+    held_out: Corpus
+    fingerprint: str
+    report: list[str]
+
+    def batches(self, shard: tuple[int, int] = (0, 1)) -> Batches:
+        """The training batches, or a process's part of them."""
+        return Batches(self.train, self.config.batch_size, self.config.seed, shard)
+
+
+def _fit_pairs(name: str, corpus: Pairs, pieces: tuple[Ragged, Ragged], run: RunConfig) -> tuple[Pairs, FixedExamples, str]:
+    """The pairs that fit a row, as text and as tokens, and what to say about the others."""
+    room, arrangement = room_of(run.model, run.data), ARRANGEMENTS[run.model.mode]
+    need = arrangement.lengths(pieces[0].lengths, pieces[1].lengths)
+    too_long = np.flatnonzero((need > room).any(-1))
+    if not len(too_long):
+        return corpus, FixedExamples(*pieces), ""
+    first = int(too_long[0])
+    what = (
+        f"data.{name}: {len(too_long):,} of {len(corpus):,} pairs are longer than a row; the first is {corpus.places[first]}"
+        f" with {need[first].sum()} tokens, source and target, where max_length={run.model.max_length}"
+    )
+    if run.data.too_long == "error":
+        raise InputError(f"{what}. Raise --model.max-length, or leave such pairs out with --data.too-long drop.")
+    keep = np.setdiff1d(np.arange(len(corpus)), too_long)
+    if not len(keep):
+        raise InputError(f"{what}. No pair is left.")
+    kept = Pairs(*([values[i] for i in keep] for values in (corpus.sources, corpus.targets, corpus.places)))
+    return kept, FixedExamples(pieces[0].take(keep), pieces[1].take(keep)), f"{what}: left out"
+
+
+def make_rows(name: str, corpus: Corpus, run: RunConfig, tokenizer: Tokenizer) -> tuple[Rows, Corpus, list[str]]:
+    """Packed rows of a corpus, what of it they hold, and lines that say what was read.
+
+    Raises:
+        InputError: a pair is too long for a row, or there is nothing to learn from.
+    """
+    room, report = room_of(run.model, run.data), []
+    if isinstance(corpus, Pairs):
+        pieces = Ragged.of(tokenizer.encode(corpus.sources)), Ragged.of(tokenizer.encode(corpus.targets))
+        corpus, examples, complaint = _fit_pairs(name, corpus, pieces, run)
+        report += [complaint] if complaint else []
+        size = f"{len(corpus):,} pairs, {len(pieces[0].ids) + len(pieces[1].ids):,} tokens"
+    else:
+        documents = Ragged.of(tokenizer.encode(corpus.documents))
+        size = f"{len(corpus):,} {'text' if len(corpus) == 1 else 'texts'}, {len(documents.ids):,} tokens"
+        if run.data.objective == "causal":
+            stream = chain(tokenizer.bos_id, documents, tokenizer.eos_id)
+            rows = StreamRows(stream, room.target, run.seed, moving=name == "train")
+            return rows, corpus, [f"{name}: {size} in {len(rows):,} rows of {room.target}"]
+        fits = fitting(run.model, run.data)
+        examples = TEXT_OBJECTIVES[run.data.objective](documents, fits, tokenizer, run.data, run.seed)
+    rows = _packed(examples, run, tokenizer)
+    if not len(rows):
+        raise InputError(f"data.{name}: no example is long enough for the objective {run.data.objective}.")
+    width = f"{room.source} + {room.target}" if room.source else str(room.target)
+    return rows, corpus, [*report, f"{name}: {size} in {len(rows):,} rows of {width}, {rows.used:.0%} full"]
+
+
+def _packed(examples: Examples, run: RunConfig, tokenizer: Tokenizer) -> PackedRows:
+    bidirectional = run.model.prefix_attention == "bidirectional"
+    return PackedRows(examples, ARRANGEMENTS[run.model.mode], tokenizer, room_of(run.model, run.data), bidirectional)
+
+
+def resolve(run: RunConfig, kind: str, tokenizer: Tokenizer | None, texts: Callable) -> tuple[RunConfig, Tokenizer]:
+    """The run with its objective and vocabulary size decided, and its tokenizer: the one given, or a new one.
+
+    Raises:
+        InputError: the vocabulary is smaller than the tokenizer.
+    """
+    name = objective_name(kind, run.model, run.data)
+    if tokenizer is None:
+        sentinels = sentinels_needed(name, run.model, run.data)
+        tokenizer = make_tokenizer(run.data.tokenizer, run.data.tokenizer_size, texts, sentinels)
+    size = run.model.vocab_size or tokenizer.size
+    if size < tokenizer.size:
+        raise InputError(f"model.vocab_size={size} is smaller than the tokenizer's {tokenizer.size} tokens.")
+    model = run.model.replace(vocab_size=size)
+    return dataclasses.replace(run, model=model, data=dataclasses.replace(run.data, objective=name)), tokenizer
+
+
+def load_data(run: RunConfig, tokenizer: Tokenizer | None = None) -> Data:
+    """Reads, tokenises and packs what a run's settings name; `tokenizer` is that of a run that goes on.
+
+    Raises:
+        InputError: the data is missing, broken, too long or too small; the message names the file and line.
+    """
+    corpus, held_out = sources.load(run.data.train, run.data.validation, run.data.embedded, run.data.validation_fraction)
+    run, tokenizer = resolve(run, corpus.kind, tokenizer, corpus.all_texts)
+    train, _, report = make_rows("train", corpus, run, tokenizer)
+    validation, held_out, more = make_rows("validation", held_out, run, tokenizer)
+    if len(train) < run.batch_size:
+        raise InputError(
+            f"The training data makes {len(train)} rows, fewer than batch_size={run.batch_size}: too few examples for one "
+            "batch. Lower --batch-size or --model.max-length, or give more data."
+        )
+    digest = blake2b(digest_size=16)
+    for text in (*corpus.all_texts(), "\0", *held_out.all_texts()):
+        digest.update(text.encode())
+        digest.update(b"\0")
+    digest.update(tokenizer.to_json().encode())
+    return Data(run, tokenizer, train, validation, held_out, digest.hexdigest(), report + more)
+
+
+def prompts_of(texts: list[str], config: RunConfig, tokenizer: Tokenizer) -> list[tuple[np.ndarray | None, np.ndarray]]:
+    """For each text (what the encoder reads, what the decoder has seen) when it is to be continued or answered."""
+    name = config.data.objective
+    if name == "causal":
+        return [(None, np.concatenate([[tokenizer.bos_id], ids]).astype(np.int32)) for ids in tokenizer.encode(texts)]
+    encode = tokenizer.encode if name != "span-corruption" else lambda t: [tokenizer.encode_with_sentinels(x) for x in t]
+    return [ARRANGEMENTS[config.model.mode].prompt(ids, tokenizer) for ids in encode(texts)]

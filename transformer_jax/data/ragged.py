@@ -1,0 +1,55 @@
+"""Sequences of unequal length in one flat array: no Python loop touches a token."""
+
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+
+
+def ranges(starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+    """start, start + 1, ... for each of the lengths, end to end: ranges([5, 0], [2, 3]) is [5, 6, 0, 1, 2]."""
+    ends = np.cumsum(lengths)
+    return np.arange(ends[-1] if len(ends) else 0) + np.repeat(starts - (ends - lengths), lengths)
+
+
+@dataclasses.dataclass(frozen=True)
+class Ragged:
+    """Sequence i is `ids[offsets[i]:offsets[i + 1]]`."""
+
+    ids: np.ndarray
+    offsets: np.ndarray
+
+    @classmethod
+    def of(cls, sequences: Sequence[np.ndarray]) -> "Ragged":
+        """The sequences end to end."""
+        offsets = np.concatenate([[0], np.cumsum([len(s) for s in sequences], dtype=np.int64)]).astype(np.int64)
+        return cls(np.concatenate([np.zeros(0, np.int32), *sequences]), offsets)
+
+    @property
+    def lengths(self) -> np.ndarray:
+        return np.diff(self.offsets)
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+    def __getitem__(self, index: int) -> np.ndarray:
+        return self.ids[self.offsets[index] : self.offsets[index + 1]]
+
+    def take(self, indices: np.ndarray) -> "Ragged":
+        """The sequences at the indices, in that order."""
+        lengths = self.lengths[indices]
+        offsets = np.concatenate([[0], np.cumsum(lengths)])
+        return Ragged(self.ids[ranges(self.offsets[:-1][indices], lengths)], offsets)
+
+
+def chain(*parts: "Ragged | int") -> Ragged:
+    """Each sequence of the parts joined with those of the others: chain(bos, x, eos) wraps every x. An int is one token."""
+    count = next(len(part) for part in parts if isinstance(part, Ragged))
+    ones = np.ones(count, np.int64)
+    lengths = [part.lengths if isinstance(part, Ragged) else ones for part in parts]
+    offsets = np.concatenate([[0], np.cumsum(np.sum(lengths, 0))])
+    ids, start = np.empty(offsets[-1], np.int32), offsets[:-1].copy()
+    for part, length in zip(parts, lengths, strict=True):
+        ids[ranges(start, length)] = part.ids if isinstance(part, Ragged) else part
+        start += length
+    return Ragged(ids, offsets)

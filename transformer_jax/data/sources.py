@@ -1,0 +1,254 @@
+"""Files -> texts or pairs of texts. Every complaint names the file and the line or byte."""
+
+import dataclasses
+import glob
+import gzip
+import json
+import sysconfig
+import zlib
+from collections.abc import Iterator
+from hashlib import blake2b
+from pathlib import Path
+
+from transformer_jax.data import dates
+from transformer_jax.errors import InputError
+
+FOLDER_FILES = (".txt", ".jsonl")
+
+
+@dataclasses.dataclass(frozen=True)
+class Texts:
+    """Plain text, a document each."""
+
+    documents: list[str]
+    kind = "text"
+
+    def __len__(self) -> int:
+        return len(self.documents)
+
+    def all_texts(self) -> Iterator[str]:
+        """Every text there is, for training a tokenizer."""
+        return iter(self.documents)
+
+    def split(self, fraction: float) -> tuple["Texts", "Texts"]:
+        """The last `fraction` of the characters held out, at a document's end; a lone document is cut in two."""
+        if len(self.documents) == 1:
+            cut = int(len(self.documents[0]) * (1 - fraction))
+            return Texts([self.documents[0][:cut]]), Texts([self.documents[0][cut:]])
+        left, first = fraction * sum(map(len, self.documents)), len(self.documents)
+        while first > 1 and left > 0:
+            first -= 1
+            left -= len(self.documents[first])
+        return Texts(self.documents[:first]), Texts(self.documents[first:])
+
+
+@dataclasses.dataclass(frozen=True)
+class Pairs:
+    """Sources and their targets; `places` says where each came from, for messages."""
+
+    sources: list[str]
+    targets: list[str]
+    places: list[str]
+    kind = "pairs"
+
+    def __len__(self) -> int:
+        return len(self.sources)
+
+    def all_texts(self) -> Iterator[str]:
+        """Every text there is, for training a tokenizer."""
+        yield from self.sources
+        yield from self.targets
+
+    def take(self, chosen: slice) -> "Pairs":
+        """Some of the pairs."""
+        return Pairs(self.sources[chosen], self.targets[chosen], self.places[chosen])
+
+    def split(self, fraction: float) -> tuple["Pairs", "Pairs"]:
+        """The last `fraction` of the pairs held out."""
+        cut = min(int(len(self) * (1 - fraction)), len(self) - 1)
+        return self.take(slice(cut)), self.take(slice(cut, None))
+
+
+Corpus = Texts | Pairs
+
+
+def read_text(path: Path) -> str:
+    """A file's text, unpacked where its name ends in .gz, without a byte order mark and with plain line ends."""
+    try:
+        raw = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+        text = raw.decode("utf-8")
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file.") from None
+    except PermissionError:
+        raise InputError(f"{path}: no permission to read it.") from None
+    except UnicodeDecodeError as error:
+        line = raw.count(b"\n", 0, error.start) + 1
+        raise InputError(
+            f"{path}: byte {error.start} (line {line}) is not valid UTF-8: found 0x{raw[error.start]:02x}. Convert the "
+            "file to UTF-8 first."
+        ) from None
+    except (OSError, EOFError, zlib.error) as error:
+        raise InputError(f"{path}: cannot be read ({error}).") from None
+    if not text.strip():
+        raise InputError(f"{path}: the file is empty." if not text else f"{path}: only blank lines, no text.")
+    return text.removeprefix("\ufeff").replace("\r\n", "\n")
+
+
+def read_lines(path: Path) -> list[str]:
+    """A file's lines; only a line feed ends one, so that parallel files stay parallel."""
+    return read_text(path).removesuffix("\n").split("\n")
+
+
+def kind_of(path: Path) -> str:
+    """The suffix that says what is in a file, `.gz` aside."""
+    return Path(path.name.removesuffix(".gz")).suffix.lower()
+
+
+def _records(path: Path) -> Iterator[tuple[str, dict[str, str]]]:
+    """(place, record) of each line of a .jsonl file; its text fields are strings that UTF-8 can hold."""
+    for number, line in enumerate(read_lines(path), 1):
+        place = f"{path}, line {number}"
+        if not line.strip():
+            continue
+        try:
+            record = json.loads(line)
+        except (json.JSONDecodeError, RecursionError) as error:
+            raise InputError(f"{place}: not a JSON object ({error}).") from None
+        if not isinstance(record, dict) or not ("text" in record or {"source", "target"} <= record.keys()):
+            raise InputError(f"{place}: expected an object with `text`, or with `source` and `target`; got {line[:80]}")
+        for field in ("text", "source", "target"):
+            value = record.get(field, "")
+            if not isinstance(value, str):
+                raise InputError(f"{place}: field {field!r} must be a string; got {value!r}.")
+            if any("\ud800" <= letter <= "\udfff" for letter in value):
+                raise InputError(f"{place}: field {field!r} holds a lone surrogate, which UTF-8 cannot hold.")
+        yield place, record
+
+
+def _read_jsonl(path: Path) -> Corpus:
+    records = list(_records(path))
+    fields = [{"source", "target"} <= record.keys() for _, record in records]
+    if len(set(fields)) > 1:
+        odd = records[fields.index(not fields[0])][0]
+        raise InputError(f"{odd}: has other fields than the lines before; a file holds texts, or pairs, not both.")
+    if not fields[0]:
+        return Texts([record["text"] for _, record in records])
+    return Pairs([r["source"] for _, r in records], [r["target"] for _, r in records], [place for place, _ in records])
+
+
+def _read_tsv(path: Path) -> Pairs:
+    rows = [line.split("\t") for line in read_lines(path)]
+    for number, row in enumerate(rows, 1):
+        if len(row) != 2:
+            raise InputError(f"{path}, line {number}: expected source, one tab, target; got {len(row)} fields.")
+    places = [f"{path}, line {number}" for number in range(1, len(rows) + 1)]
+    return Pairs([row[0] for row in rows], [row[1] for row in rows], places)
+
+
+def _read_parallel(first: Path, second: Path) -> Pairs:
+    sources, targets = read_lines(first), read_lines(second)
+    if len(sources) != len(targets):
+        longer, shorter = (first, second) if len(sources) > len(targets) else (second, first)
+        least = min(len(sources), len(targets))
+        raise InputError(
+            f"{first} has {len(sources):,} lines and {second} has {len(targets):,}: line {least + 1:,} of {longer} is the "
+            f"first without a partner in {shorter}."
+        )
+    return Pairs(sources, targets, [f"{first}, line {number}" for number in range(1, len(sources) + 1)])
+
+
+def _files(path: str) -> list[Path]:
+    """The files that a path, folder or glob names, in order."""
+    if Path(path).is_dir():
+        found = sorted(p for p in Path(path).rglob("*") if p.is_file() and kind_of(p) in FOLDER_FILES)
+        if not found:
+            raise InputError(f"{path}: the folder has no {' or '.join(FOLDER_FILES)} file; for others give a glob.")
+        return found
+    if glob.has_magic(path) and not Path(path).exists():
+        found = sorted(Path(p) for p in glob.glob(path, recursive=True) if Path(p).is_file())
+        if not found:
+            raise InputError(f"{path}: no file matches.")
+        return found
+    return [Path(path)]
+
+
+READERS = {".jsonl": _read_jsonl, ".tsv": _read_tsv}
+
+
+def _read_one(path: Path) -> Corpus:
+    return READERS.get(kind_of(path), lambda path: Texts([read_text(path)]))(path)
+
+
+def read(paths: tuple[str, ...]) -> Corpus:
+    """What one path (texts, or pairs in a .tsv or .jsonl) or two parallel files hold.
+
+    Raises:
+        InputError: a file is missing, empty, unreadable, not UTF-8 or not what its name says; texts and pairs are
+            mixed; two parallel files have unequal numbers of lines.
+    """
+    if len(paths) == 2:
+        return _read_parallel(Path(paths[0]), Path(paths[1]))
+    files = _files(paths[0])
+    parts = [_read_one(path) for path in files]
+    texts, pairs = [p for p in parts if isinstance(p, Texts)], [p for p in parts if isinstance(p, Pairs)]
+    if texts and pairs:
+        raise InputError(f"{paths[0]}: holds both plain texts and pairs; give one of the two.")
+    if texts:
+        return Texts([document for part in texts for document in part.documents])
+    return Pairs(
+        [text for part in pairs for text in part.sources],
+        [text for part in pairs for text in part.targets],
+        [place for part in pairs for place in part.places],
+    )
+
+
+def _dates() -> tuple[Corpus, Corpus]:
+    def corpus(split: str) -> Pairs:
+        pairs = dates.pairs(split)
+        places = [f"dates, {split} pair {number}" for number in range(1, len(pairs) + 1)]
+        return Pairs([source for source, _ in pairs], [target for _, target in pairs], places)
+
+    return corpus("train"), corpus("validation")
+
+
+def _code() -> tuple[Corpus, None]:
+    """The Python standard library's modules, in an order by the hash of their names so that any part is a sample."""
+    root = Path(sysconfig.get_paths()["stdlib"])
+    left_out = {"site-packages", "dist-packages", "test", "tests", "idle_test", "__pycache__"}
+    documents = []
+    for path in sorted(root.rglob("*.py")):
+        name = path.relative_to(root)
+        if left_out.isdisjoint(name.parts):
+            raw = path.read_bytes()
+            try:
+                documents.append((blake2b(name.as_posix().encode()).digest(), raw.decode("utf-8")))
+            except UnicodeDecodeError:  # a few modules are written in another encoding on purpose
+                continue
+    return Texts([text for _, text in sorted(documents) if text.strip()]), None
+
+
+EMBEDDED = {"dates": _dates, "code": _code}
+# The rule of a few lines that a model has to beat, where a corpus has one.
+BASELINES = {"dates": dates.baseline}
+
+
+def load(train: tuple[str, ...], validation: tuple[str, ...], embedded: str, fraction: float) -> tuple[Corpus, Corpus]:
+    """The training and the validation corpus that a run's data settings name.
+
+    Raises:
+        InputError: as `read`; or no data is named; or the two are of different kinds.
+    """
+    if not train and embedded == "none":
+        raise InputError("This recipe needs data: give --data.train FILE (plain text, .tsv, .jsonl) or two parallel files.")
+    if not train and validation:
+        raise InputError("--data.validation is given without --data.train.")
+    first, held_out = (read(train), None) if train else EMBEDDED[embedded]()
+    if validation:
+        held_out = read(validation)
+    if held_out is None:
+        if len(first) == 1 and (first.kind == "pairs" or len(next(first.all_texts())) < 2):
+            raise InputError("The training data is a single example: too small to hold some out; give --data.validation.")
+        first, held_out = first.split(fraction)
+    if first.kind != held_out.kind:
+        raise InputError(f"--data.train holds {first.kind} and --data.validation holds {held_out.kind}.")
+    return first, held_out

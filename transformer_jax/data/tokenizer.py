@@ -1,0 +1,171 @@
+"""Text <-> token ids, by the `tokenizers` library: trained on the spot, or read from a `tokenizer.json`."""
+
+import json
+import os
+import re
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+import tokenizers as tk
+from tokenizers import decoders, models, pre_tokenizers, trainers
+
+from transformer_jax.config import nearest
+from transformer_jax.errors import InputError
+
+# The roles that the data and decoding need, and the names that published tokenizers give them.
+ROLES = {
+    "pad": ("<pad>", "[PAD]", "<|padding|>"),
+    "bos": ("<bos>", "<s>", "[CLS]", "<|begin_of_text|>", "<|startoftext|>"),
+    "eos": ("<eos>", "</s>", "[SEP]", "<|end_of_text|>", "<|endoftext|>"),
+    "sep": ("<sep>",),
+    "unk": ("<unk>", "[UNK]"),
+}
+SPECIAL = [names[0] for names in ROLES.values()]
+SENTINEL = re.compile(r"(<extra_id_\d+>)")
+
+
+class Tokenizer:
+    """A `tokenizers.Tokenizer` with the special tokens by role: `pad_id`, `bos_id`, `eos_id`, `sep_id`, `unk_id`.
+
+    `sentinel_ids` are those of <extra_id_0>, <extra_id_1>, ... where there are any. A special token that is missing
+    is added at the end. Text never turns into one: a text that contains `<eos>` is spelled out.
+    """
+
+    def __init__(self, inner: tk.Tokenizer, sentinels: int = 0) -> None:
+        self.inner = inner
+        inner.no_padding()
+        inner.no_truncation()
+        inner.encode_special_tokens = True
+        for names in ROLES.values():
+            if not any(inner.token_to_id(name) is not None for name in names):
+                inner.add_special_tokens([names[0]])
+        inner.add_special_tokens([f"<extra_id_{number}>" for number in range(sentinels)])
+        self.sentinel_ids = []
+        while (token := inner.token_to_id(f"<extra_id_{len(self.sentinel_ids)}>")) is not None:
+            self.sentinel_ids.append(token)
+        self.pad_id, self.bos_id, self.eos_id, self.sep_id, self.unk_id = map(self._role, ROLES)
+
+    def _role(self, role: str) -> int:
+        return next(token for name in ROLES[role] if (token := self.inner.token_to_id(name)) is not None)
+
+    @property
+    def size(self) -> int:
+        """Rows that an embedding table needs: the largest id and one."""
+        return max(self.inner.get_vocab(with_added_tokens=True).values()) + 1
+
+    def encode(self, texts: Sequence[str]) -> list[np.ndarray]:
+        """int32 ids of each text, no special tokens added or recognised."""
+        return [np.asarray(e.ids, np.int32) for e in self.inner.encode_batch(list(texts), add_special_tokens=False)]
+
+    def encode_with_sentinels(self, text: str) -> np.ndarray:
+        """As `encode`, of one text in which <extra_id_N> stands for itself."""
+        parts = [part for part in SENTINEL.split(text) if part]
+        known = {f"<extra_id_{number}>": token for number, token in enumerate(self.sentinel_ids)}
+        ids = [[known[part]] if part in known else self.encode([part])[0] for part in parts]
+        return np.concatenate([np.zeros(0, np.int32), *(np.asarray(i, np.int32) for i in ids)])
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """The text of ids; special tokens leave none, sentinels their name."""
+        sentinels = {token: f"<extra_id_{number}>" for number, token in enumerate(self.sentinel_ids)}
+        text, run = "", []
+        for token in map(int, ids):
+            if token in sentinels:
+                text, run = text + self.inner.decode(run) + sentinels[token], []
+            else:
+                run.append(token)
+        return text + self.inner.decode(run)
+
+    def to_json(self) -> str:
+        """All of it, as `tokenizer.json` holds it."""
+        return self.inner.to_str(pretty=True)
+
+
+def load_tokenizer(path: str | os.PathLike[str], sentinels: int = 0) -> Tokenizer:
+    """The tokenizer in a `tokenizer.json`.
+
+    Raises:
+        InputError: the file is missing or is no tokenizer.
+    """
+    try:
+        text = Path(path).read_text("utf-8")
+        json.loads(text)
+        return Tokenizer(tk.Tokenizer.from_str(text), sentinels)
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: cannot be read ({error}).") from None
+    except Exception as error:  # the library raises bare Exception for a file that is JSON and no tokenizer
+        raise InputError(f"{path}: not a tokenizer.json ({error}).") from None
+
+
+def _byte_alphabet() -> list[str]:
+    return sorted(pre_tokenizers.ByteLevel.alphabet())
+
+
+def _bpe(texts: Iterable[str], size: int) -> tk.Tokenizer:
+    """Byte-level byte-pair encoding (Sennrich et al. 2016; bytes as in GPT-2): every text has an encoding."""
+    inner = tk.Tokenizer(models.BPE())
+    inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    inner.decoder = decoders.ByteLevel()
+    least = len(SPECIAL) + 256
+    if size < least:
+        raise InputError(f"data.tokenizer_size={size} is too small for bpe: {least} are the bytes and special tokens.")
+    trainer = trainers.BpeTrainer(
+        vocab_size=size, special_tokens=SPECIAL, initial_alphabet=_byte_alphabet(), show_progress=False
+    )
+    inner.train_from_iterator(texts, trainer)
+    return inner
+
+
+def _unigram(texts: Iterable[str], size: int) -> tk.Tokenizer:
+    """Unigram language model (Kudo 2018)."""
+    inner = tk.Tokenizer(models.Unigram())
+    inner.pre_tokenizer = pre_tokenizers.Metaspace()
+    inner.decoder = decoders.Metaspace()
+    trainer = trainers.UnigramTrainer(
+        vocab_size=size, special_tokens=SPECIAL, unk_token="<unk>", show_progress=False
+    )
+    inner.train_from_iterator(texts, trainer)
+    return inner
+
+
+def _char(texts: Iterable[str], size: int) -> tk.Tokenizer:
+    """A token a character, of those that the training data has."""
+    letters = sorted(set().union(*map(set, texts)))
+    vocabulary = {token: number for number, token in enumerate(SPECIAL + letters)}
+    inner = tk.Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    inner.add_special_tokens(SPECIAL)
+    inner.pre_tokenizer = pre_tokenizers.Split(tk.Regex(r"[\s\S]"), "isolated")
+    inner.decoder = decoders.Fuse()
+    return inner
+
+
+def _bytes(texts: Iterable[str], size: int) -> tk.Tokenizer:
+    """A token a byte (ByT5)."""
+    vocabulary = {token: number for number, token in enumerate(SPECIAL + _byte_alphabet())}
+    inner = tk.Tokenizer(models.BPE(vocabulary, []))
+    inner.add_special_tokens(SPECIAL)
+    inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    inner.decoder = decoders.ByteLevel()
+    return inner
+
+
+TRAINERS: dict[str, Callable[[Iterable[str], int], tk.Tokenizer]] = {
+    "bpe": _bpe,
+    "unigram": _unigram,
+    "char": _char,
+    "bytes": _bytes,
+}
+
+
+def make_tokenizer(name: str, size: int, texts: Callable[[], Iterable[str]], sentinels: int) -> Tokenizer:
+    """The tokenizer that `data.tokenizer` names: trained on the texts, or read from a file.
+
+    Raises:
+        InputError: the name is neither a kind of tokenizer nor a file; the size is too small.
+    """
+    if name in TRAINERS:
+        return Tokenizer(TRAINERS[name](texts(), size), sentinels)
+    if not name.endswith(".json") and not Path(name).exists():
+        kinds = ", ".join(TRAINERS)
+        raise InputError(f"data.tokenizer={name!r} is none of {kinds}, and no file.{nearest(name, TRAINERS)}")
+    return load_tokenizer(name, sentinels)

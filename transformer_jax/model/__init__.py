@@ -1,0 +1,1 @@
+"""Tokens -> logits: layers, positions, attention, cache and the Transformer that joins them."""

@@ -1,0 +1,44 @@
+"""The cache of keys and values that makes decoding linear: an ordinary pytree, in and out of `decode`."""
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+
+from transformer_jax.config import ModelConfig
+from transformer_jax.model.attention import KeyValue
+from transformer_jax.tokens import Tokens
+
+Array = jax.Array
+
+
+@struct.dataclass
+class Cache:
+    """What a decoder has seen so far. The slots remember their tokens, so the mask rule needs no mode for decoding.
+
+    Attributes:
+        tokens: of each slot, [B, S]; segment 0 where it is empty.
+        index: int32, the next slot to write.
+        layers: keys and values of each layer, S slots each.
+    """
+
+    tokens: Tokens
+    index: Array
+    layers: tuple[KeyValue, ...]
+
+    @classmethod
+    def empty(cls, config: ModelConfig, batch_size: int, slots: int) -> "Cache":
+        """A cache of `slots` tokens for each of `batch_size` sequences."""
+        nothing = jnp.zeros((batch_size, slots), jnp.int32)
+        prefix = nothing > 0 if config.prefix_attention == "bidirectional" else None
+        kv = jnp.zeros((batch_size, slots, config.num_kv_heads, config.head_dim), config.dtype)
+        layers = tuple(KeyValue(kv, kv) for _ in range(config.num_layers))
+        return cls(Tokens(nothing, nothing, nothing, prefix), jnp.zeros((), jnp.int32), layers)
+
+
+def write(slots, new, index: Array):
+    """Every leaf of `new`, [B, T, ...], written into that of `slots`, [B, S, ...], from slot `index` on."""
+
+    def put(old: Array, x: Array) -> Array:
+        return jax.lax.dynamic_update_slice_in_dim(old, x.astype(old.dtype), index, axis=1)
+
+    return jax.tree.map(put, slots, new)

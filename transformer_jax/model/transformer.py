@@ -1,0 +1,192 @@
+"""Block, Stack and Transformer. Encoder and decoder are the same stack; the mode decides which of them there are."""
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from flax import struct
+
+from transformer_jax.config import ModelConfig
+from transformer_jax.model.attention import CROSS_POSITIONS, Attention, KeyValue, sees, soft_cap
+from transformer_jax.model.cache import Cache, write
+from transformer_jax.model.layers import Dropout, Einsum, Embedding, FeedForward, Norm, Residual, dtype_of
+from transformer_jax.model.positions import POSITIONS
+from transformer_jax.axes import sizes
+from transformer_jax.tokens import Tokens
+
+Array = jax.Array
+
+
+@struct.dataclass
+class Memory:
+    """An encoder's output as the decoder's cross-attention sees it: keys and values of each layer, computed once."""
+
+    tokens: Tokens
+    layers: tuple[KeyValue, ...]
+
+
+@struct.dataclass
+class Sight:
+    """What the queries of a layer look at in one attention: the keys' mask and bias, and a cache's keys."""
+
+    mask_BTS: Array
+    bias_BHTS: Array | None = None
+    kv: KeyValue | None = None
+    index: Array | None = None
+
+
+class Block(nn.Module):
+    """Self-attention, cross-attention where the stack has it, feed-forward; each with its residual and norms."""
+
+    config: ModelConfig
+    cross: bool
+
+    def setup(self) -> None:
+        config = self.config
+        self.self_attention = Attention(config, POSITIONS[config.position])
+        self.self_attention_residual = Residual(config)
+        if self.cross:
+            self.cross_attention = Attention(config, CROSS_POSITIONS[config.cross_position](config))
+            self.cross_attention_residual = Residual(config)
+        self.feed_forward = FeedForward(config)
+        self.feed_forward_residual = Residual(config)
+
+    def project(self, x_BSD: Array, tokens: Tokens) -> KeyValue:
+        """Keys and values of a memory for this block's cross-attention."""
+        return self.cross_attention.project(x_BSD, tokens)
+
+    def __call__(self, x_BTD: Array, tokens: Tokens, own: Sight, memory: Sight | None) -> tuple[Array, KeyValue | None]:
+        cached = None
+
+        def attend_self(x_BTD: Array) -> Array:
+            nonlocal cached
+            kv = self.self_attention.project(x_BTD, tokens)
+            if own.kv is not None:
+                kv = cached = write(own.kv, kv, own.index)
+            return self.self_attention(x_BTD, tokens, kv, own.mask_BTS, own.bias_BHTS)
+
+        def attend_memory(x_BTD: Array) -> Array:
+            return self.cross_attention(x_BTD, tokens, memory.kv, memory.mask_BTS, memory.bias_BHTS)
+
+        x_BTD = self.self_attention_residual(x_BTD, attend_self)
+        if memory is not None:
+            x_BTD = self.cross_attention_residual(x_BTD, attend_memory)
+        return self.feed_forward_residual(x_BTD, self.feed_forward), cached
+
+
+class Stack(nn.Module):
+    """`num_layers` blocks. An encoder and a decoder differ in two facts: `causal` and `cross`."""
+
+    config: ModelConfig
+    num_layers: int
+    causal: bool
+    cross: bool
+
+    def setup(self) -> None:
+        config, length = self.config, sizes(self.config)
+
+        def table(position, name):
+            init = nn.initializers.normal(0.02)
+            shape = tuple(length[letter] for letter in position.table)
+            kind = jnp.dtype(config.param_dtype)
+            return self.param(f"{name}_{position.table}", init, shape, kind) if position.table else None
+
+        self.position = POSITIONS[config.position]
+        self.cross_position = CROSS_POSITIONS[config.cross_position](config)
+        self.table = table(self.position, "position")
+        self.cross_table = table(self.cross_position, "cross_position") if self.cross else None
+        self.dropout = Dropout(config.dropout_rate)
+        if config.embedding_norm:
+            self.embedding_norm = Norm(config)
+        self.blocks = [Block(config, self.cross, name=f"block_{layer}") for layer in range(self.num_layers)]
+        if config.norm_placement != "post":
+            self.final_norm = Norm(config)
+
+    def remember(self, x_BSD: Array, tokens: Tokens) -> Memory:
+        """An encoder's output as keys and values for the cross-attention of every block of this stack."""
+        return Memory(tokens, tuple(block.project(x_BSD, tokens) for block in self.blocks))
+
+    def __call__(
+        self, x_BTD: Array, tokens: Tokens, memory: Memory | None = None, cache: Cache | None = None
+    ) -> tuple[Array, Cache | None]:
+        config = self.config
+        slots = tokens if cache is None else write(cache.tokens, tokens, cache.index)
+        bias_BHTS = self.position.bias(self.table, tokens, slots, self.causal, config)
+        windows = [config.windows[layer % len(config.windows)] for layer in range(self.num_layers)]
+        masks = {window: sees(tokens, slots, self.causal, window) for window in set(windows)}
+        if memory is not None:
+            across = Sight(
+                sees(tokens, memory.tokens, causal=False),
+                self.cross_position.bias(self.cross_table, tokens, memory.tokens, False, config),
+            )
+
+        x_BTD += jnp.asarray(self.position.embed(self.table, tokens, config), x_BTD.dtype)
+        if config.embedding_norm:
+            x_BTD = self.embedding_norm(x_BTD)
+        x_BTD, layers = self.dropout(x_BTD), []
+        for layer, block in enumerate(self.blocks):
+            own = Sight(masks[windows[layer]], bias_BHTS)
+            if cache is not None:
+                own = own.replace(kv=cache.layers[layer], index=cache.index)
+            seen = None if memory is None else across.replace(kv=memory.layers[layer])
+            x_BTD, kv = block(x_BTD, tokens, own, seen)
+            layers.append(kv)
+        if cache is not None:
+            cache = Cache(slots, cache.index + tokens.ids.shape[1], tuple(layers))
+        return self.final_norm(x_BTD) if config.norm_placement != "post" else x_BTD, cache
+
+
+class Transformer(nn.Module):
+    """The Transformer (Vaswani et al. 2017), whole or its decoder alone.
+
+    `init(key, target, source)` and `apply(variables, target, source)` take Tokens, without `source` for a
+    decoder-only model, and `apply` gives float32 logits [B, T, V] of the next token at each position. With
+    `rngs={"dropout": key}` it drops out. `encode` and `decode` are its halves, for decoding with a cache.
+    """
+
+    config: ModelConfig
+
+    def setup(self) -> None:
+        config = self.config
+        if config.vocab_size is None:
+            raise ValueError("vocab_size is not set; a model needs the number of rows of its embedding table.")
+        two = config.mode == "encoder-decoder"  # the one switch
+        self.embedding = Embedding(config)
+        self.encoder = Stack(config, config.num_encoder_layers, causal=False, cross=False) if two else None
+        self.decoder = Stack(config, config.num_layers, causal=True, cross=two)
+        if two and not config.share_source_embedding:
+            self.source_embedding = Embedding(config)
+        if not config.tie_embeddings:
+            self.output = Einsum("BTD,DV->BTV", config)
+
+    def encode(self, source: Tokens | None) -> Memory | None:
+        """The source as the decoder sees it; None of no source.
+
+        Raises:
+            ValueError: there is a source and no encoder, or an encoder and no source.
+        """
+        if (source is None) != (self.encoder is None):
+            missing = "needs a source" if source is None else "takes no source"
+            raise ValueError(f"A model of mode {self.config.mode!r} {missing}.")
+        if source is None or self.encoder is None:
+            return None
+        embedding = self.embedding if self.config.share_source_embedding else self.source_embedding
+        x_BSD, _ = self.encoder(embedding(source.ids), source)
+        return self.decoder.remember(x_BSD, source)
+
+    def decode(
+        self, target: Tokens, memory: Memory | None = None, cache: Cache | None = None
+    ) -> tuple[Array, Cache | None]:
+        """Logits, float32[B, T, V], after the target tokens, and the cache with these tokens in it.
+
+        With a cache the target is what comes next, and it sees what the cache holds as well.
+        """
+        config = self.config
+        x_BTD, cache = self.decoder(self.embedding(target.ids), target, memory, cache)
+        if config.scale_logits:
+            x_BTD *= jnp.asarray(config.d_model**-0.5, x_BTD.dtype)
+        kind = jnp.promote_types(dtype_of(config), jnp.float32)
+        logits_BTV = self.embedding.attend(x_BTD) if config.tie_embeddings else self.output(x_BTD).astype(kind)
+        return soft_cap(logits_BTV, config.logits_softcap), cache
+
+    def __call__(self, target: Tokens, source: Tokens | None = None) -> Array:
+        return self.decode(target, self.encode(source))[0]

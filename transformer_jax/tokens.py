@@ -1,0 +1,58 @@
+"""Tokens and Batch: the only data that crosses files on its way to the loss."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import struct
+from jax.typing import ArrayLike
+
+Array = jax.Array
+
+
+@struct.dataclass
+class Tokens:
+    """Token sequences that know themselves.
+
+    Attributes:
+        ids: int32[B, T], rows of the embedding table.
+        segments: int32[B, T], 0 for padding and 1, 2, ... for the documents packed into a row.
+        positions: int32[B, T], place within the document, from 0.
+        prefix: bool[B, T] or None, the tokens that all of their document may see (prefix LM); None for no token.
+    """
+
+    ids: Array
+    segments: Array
+    positions: Array
+    prefix: Array | None = None
+
+    @classmethod
+    def from_ids(cls, ids: ArrayLike, pad_id: int | None = None, prefix: bool = False) -> "Tokens":
+        """One document a row; `pad_id` marks padding, on either side of it, and None means that there is none."""
+        ids_BT = jnp.asarray(ids, jnp.int32)
+        if ids_BT.ndim != 2:
+            raise ValueError(f"ids must have the shape [batch, length]; got {ids_BT.shape}.")
+        used_BT = jnp.ones_like(ids_BT) if pad_id is None else (ids_BT != pad_id).astype(jnp.int32)
+        positions_BT = jnp.maximum(jnp.cumsum(used_BT, -1) - 1, 0)
+        return cls(ids_BT, used_BT, positions_BT, used_BT > 0 if prefix else None)
+
+    @property
+    def lengths(self) -> Array:
+        """int32[B], the number of tokens that are not padding."""
+        return (self.segments > 0).sum(-1)
+
+
+@struct.dataclass
+class Batch:
+    """What one step learns from.
+
+    Attributes:
+        target: what the decoder sees, [B, T].
+        labels: int32[B, T], the token to predict at each position.
+        weights: float32[B, T], 1 where the loss counts and 0 elsewhere.
+        source: what the encoder sees, [B, S]; None for a decoder-only model.
+    """
+
+    target: Tokens
+    labels: Array | np.ndarray
+    weights: Array | np.ndarray
+    source: Tokens | None = None
