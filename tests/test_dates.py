@@ -136,14 +136,10 @@ def test_renderings_are_those_of_babel() -> None:
     babel = pytest.importorskip("babel", reason="Babel is needed only to check the frozen table")
     from babel.dates import format_date
 
-    table = json.loads(
-        importlib.resources.files("transformer_jax.data").joinpath("dates.json").read_text("utf-8")
-    )
+    table = json.loads(importlib.resources.files("transformer_jax.data").joinpath("dates.json").read_text("utf-8"))
     frozen = table["source"]["cldr"]
     # A Babel too old to tell its CLDR version cannot be compared.
-    told = (
-        babel.core.get_cldr_version() if hasattr(babel.core, "get_cldr_version") else "of an unknown version"
-    )
+    told = babel.core.get_cldr_version() if hasattr(babel.core, "get_cldr_version") else "of an unknown version"
     if told != frozen:
         pytest.skip(f"the table holds CLDR {frozen}, the installed Babel CLDR {told}")
     draw = random.Random(0)

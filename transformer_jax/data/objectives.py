@@ -264,6 +264,8 @@ def objective_name(kind: str, model: ModelConfig, data: DataConfig) -> str:
     name = natural[kind, has_source] if data.objective == "auto" else data.objective
     if (name == "sequence-to-sequence") != (kind == "pairs"):
         raise InputError(f"data.objective={name!r} does not go with data that is {kind}; leave it at 'auto'.")
+    if name == "causal" and model.prefix_attention == "bidirectional":
+        raise InputError("model.prefix_attention='bidirectional' needs a prefix, and data.objective='causal' has none.")
     if name == "causal" and has_source:
         raise InputError(
             "data.objective='causal' has no source for an encoder; take span-corruption or continuation, or "

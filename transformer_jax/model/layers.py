@@ -14,8 +14,8 @@ Array = jax.Array
 
 
 def constrain(x: Array, letters: str) -> Array:
-    """Name the axes of an activation, so that the partitioner can say where it lives; the same values."""
-    return nn.with_logical_constraint(x, tuple(letters))
+    """Name the axes of an activation, so that the partitioner can say where it lives; the same values. `.` is whole."""
+    return nn.with_logical_constraint(x, tuple(None if letter == "." else letter for letter in letters))
 
 
 def dtype_of(config: ModelConfig) -> Any:

@@ -1,0 +1,451 @@
+"""Laws of the model over VARIANTS: shapes, time, padding, packing, the switch, the cache, and each part by its formula."""
+
+import math
+import typing
+from fractions import Fraction
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax.traverse_util import flatten_dict, unflatten_dict
+from variants import CHOICES, SOURCE, TARGET, VARIANTS
+from variants import change, compiled, document, example, forward, has_source, jit, name, pack, variables, variant
+
+from transformer_jax import ModelConfig, Tokens, Transformer
+from transformer_jax.axes import letters_of
+from transformer_jax.config import RopeConfig
+from transformer_jax.model import positions
+from transformer_jax.model.attention import KeyValue, attend, sees
+from transformer_jax.model.cache import Cache
+from transformer_jax.model.layers import Einsum
+
+TOLERANCE = {"float32": 1e-5, "bfloat16": 0.1}  # of logits, whose standard deviation is about 1.2
+every_variant = pytest.mark.parametrize("config", VARIANTS, ids=name)
+
+
+def assert_close(logits, wanted, config):
+    np.testing.assert_allclose(logits, wanted, rtol=0, atol=TOLERANCE[config.dtype])
+
+
+def take(tokens, index):
+    """The same part of every array of some tokens."""
+    return jax.tree.map(lambda array: np.asarray(array)[index], tokens)
+
+
+def rows(config, *documents):
+    """Rows of packed documents of 8 tokens with sources of 6, each (place of target, place of source, seed)."""
+    target = pack(TARGET, *((place, document(config, seed, 8)) for place, _, seed in documents))
+    source = pack(SOURCE, *((place, document(config, seed + 1000, 6)) for _, place, seed in documents))
+    return target, source if has_source(config) else None
+
+
+# --- what goes in, what comes out
+
+
+@pytest.mark.parametrize("kind", [ModelConfig, RopeConfig])
+def test_the_variants_cover_every_choice(kind):
+    """Each value of each field that is a choice occurs (float64, which needs x64, has a test of its own)."""
+    configs = VARIANTS if kind is ModelConfig else [config.rope for config in VARIANTS]
+    for field, hint in typing.get_type_hints(kind).items():
+        wanted = (False, True) if hint is bool else typing.get_args(hint) if typing.get_origin(hint) else ()
+        strings = {choice for choice in wanted if isinstance(choice, (str, bool))} - {"float64"}
+        assert strings <= {getattr(config, field) for config in configs}, field
+
+
+@every_variant
+def test_logits_are_finite_float32(config):
+    """One number for each row, position and entry of the vocabulary."""
+    target, source = example(config)
+    logits = forward(config, target, source)
+    assert logits.shape == (*target.ids.shape, config.vocab_size)
+    assert logits.dtype == np.float32
+    assert np.isfinite(logits).all()
+    assert 0.1 < logits.std() < 10
+
+
+@pytest.mark.parametrize("label", CHOICES)
+def test_the_switch_only_takes_parameters_away(label):
+    """A decoder-only model has the encoder-decoder's parameters without the encoder's and cross-attention's."""
+
+    def shapes(mode):
+        return {path: leaf.shape for path, leaf in flatten_dict(variables(variant(label, mode))).items()}
+
+    def of_decoder(path):
+        return path[1] not in ("encoder", "source_embedding") and not any(part.startswith("cross_") for part in path)
+
+    whole = shapes("encoder-decoder")
+    assert shapes("decoder-only") == {path: shape for path, shape in whole.items() if of_decoder(path)}
+    assert any(path[1] == "encoder" for path in whole)
+
+
+def test_a_source_is_for_an_encoder():
+    """A source without an encoder, an encoder without a source, and a model without a vocabulary raise ValueError."""
+    both, one = variant("plain", "encoder-decoder"), variant("plain", "decoder-only")
+    target, source = example(both)
+    for config, given in ((both, None), (one, source)):
+        with pytest.raises(ValueError, match=f"{config.mode}.*source"):
+            jax.eval_shape(Transformer(config).init, jax.random.key(0), target, given)
+        with pytest.raises(ValueError, match=f"{config.mode}.*source"):
+            forward(config, target, given)
+    with pytest.raises(ValueError, match="vocab_size"):
+        jax.eval_shape(Transformer(one.replace(vocab_size=None)).init, jax.random.key(0), target)
+
+
+@pytest.mark.parametrize(("spec", "fan_in"), [("BTD,DHK->BTHK", 128), ("BTHK,HKD->BTD", 96), ("BTF,FD->BTD", 512)])
+def test_linear_layers_keep_the_variance(spec, fan_in):
+    """Weights start with mean 0 and variance 1 / fan-in (to 5 %), biases at 0."""
+    config = ModelConfig(d_model=128, num_heads=4, head_dim=24)
+    lengths = dict(B=1, T=1, D=128, H=4, K=24, F=512)
+    x = jnp.zeros([lengths[letter] for letter in spec.split(",")[0]])
+    params = Einsum(spec, config, bias=True).init(jax.random.key(0), x)["params"]
+    weight = next(value for path, value in params.items() if path.startswith("w_"))
+    assert abs(weight.mean()) < 0.05 * fan_in**-0.5
+    assert weight.std() == pytest.approx(fan_in**-0.5, rel=0.05)
+    assert not any(np.any(value) for path, value in params.items() if path.startswith("b_"))
+
+
+# --- who sees whom
+
+
+@every_variant
+def test_no_token_sees_a_later_one(config):
+    """Another token changes no logits before it, to the last bit, and changes its own and the next one's."""
+    target, source = example(config)
+    before, after = forward(config, target, source), forward(config, change(target, 9), source)
+    np.testing.assert_array_equal(after[:, :9], before[:, :9])
+    assert (after != before)[:, 9:11].any(-1).all()
+
+
+@every_variant
+def test_padding_changes_nothing(config):
+    """Right, left or both, in target and source, whatever ids it has, and none after the target."""
+    right = forward(config, *rows(config, (0, 0, 1)))[:, :8]
+    for place, source_place in ((TARGET - 8, SOURCE - 6), (5, 3), (0, 5), (3, 0)):
+        padded = forward(config, *rows(config, (place, source_place, 1)))[:, place : place + 8]
+        assert_close(padded, right, config)
+    _, source = rows(config, (0, 0, 1))
+    whole = document(config, 1, TARGET)
+    cut = pack(TARGET, (0, take(whole, np.s_[:, :8])))
+    assert_close(forward(config, cut, source)[:, :8], forward(config, whole, source)[:, :8], config)
+
+
+@pytest.mark.parametrize("label", ["plain", "t5-cross", "rope-yarn-cross"])
+def test_padding_is_no_padding(label):
+    """Padded target and source give the logits of target and source at their own lengths."""
+    config = variant(label, "encoder-decoder")
+    alone = forward(config, document(config, 1, 8), document(config, 1001, 6))
+    assert_close(forward(config, *rows(config, (7, 5, 1)))[:, 7:15], alone, config)
+
+
+@every_variant
+def test_packed_documents_are_alone(config):
+    """Two documents in a row are as each by itself, and do not change, to the last bit, with the other."""
+    first, second, third = (1, 0, 1), (10, 7, 2), (1, 0, 3)
+    packed = forward(config, *rows(config, first, second))
+    assert_close(packed[:, 1:9], forward(config, *rows(config, first))[:, 1:9], config)
+    assert_close(packed[:, 10:], forward(config, *rows(config, second))[:, 10:], config)
+    changed = forward(config, *rows(config, third, second))
+    np.testing.assert_array_equal(changed[:, 10:], packed[:, 10:])
+    assert (changed != packed)[:, 1:9].any()
+
+
+@every_variant
+def test_rows_are_alone(config):
+    """Rows in another order give the same logits in that order (to 1e-6)."""
+    example_, order = example(config), np.array([2, 0, 1])
+    logits = forward(config, *take(example_, order))
+    np.testing.assert_allclose(logits, forward(config, *example_)[order], rtol=0, atol=1e-6)
+
+
+@every_variant
+def test_rows_of_only_padding_are_finite(config):
+    """An empty target, an empty source and both are finite, and leave the other rows as they are, to the last bit."""
+    target, source = example(config)
+    logits, keep = forward(config, target, source), np.array([[0], [1], [1]])
+
+    def emptied(tokens):
+        return tokens if tokens is None else tokens.replace(segments=np.asarray(tokens.segments * keep))
+
+    for inputs in ((emptied(target), source), (target, emptied(source)), (emptied(target), emptied(source))):
+        emptied_logits = forward(config, *inputs)
+        assert np.isfinite(emptied_logits).all()
+        np.testing.assert_array_equal(emptied_logits[1:], logits[1:])
+    if source is not None:
+        without, other = (forward(config, target, emptied(given)) for given in (source, change(source, 2)))
+        np.testing.assert_array_equal(without[0], other[0])
+
+
+def test_gradients_of_only_padding_are_finite():
+    """Rows that may attend to nothing, with norms of queries and keys, send no NaN back."""
+    config = variant("rope-llama3", "encoder-decoder").replace(num_layers=1)
+    target, source = example(config)
+    target, source = (x.replace(segments=np.asarray(x.segments) * [[0], [1], [1]]) for x in (target, source))
+    gradients = jit(jax.grad(lambda params: jnp.square(Transformer(config).apply(params, target, source)).sum()))
+    for path, gradient in flatten_dict(gradients(variables(config))).items():
+        assert np.isfinite(gradient).all(), path
+        assert np.any(gradient), path
+
+
+@pytest.mark.parametrize("causal", [True, False])
+@pytest.mark.parametrize("window", [0, 3])
+def test_the_mask_is_its_rule(causal, window):
+    """Every pair is as a loop over queries and keys says."""
+    random = np.random.default_rng(0)
+
+    def tokens(length):
+        prefix = random.random((2, length)) < 0.3
+        return Tokens(np.zeros((2, length), int), *random.integers(0, 4, (2, 2, length)), prefix=prefix)
+
+    q, kv = tokens(9), tokens(12)
+    mask = np.asarray(sees(q, kv, causal, window))
+    for b, t, s in np.ndindex(mask.shape):
+        gone = q.positions[b, t] - kv.positions[b, s]
+        seen = kv.segments[b, s] != 0 and q.segments[b, t] == kv.segments[b, s]
+        seen = seen and (not causal or gone >= 0 or kv.prefix[b, s]) and (not window or abs(gone) < window)
+        assert mask[b, t, s] == seen, (b, t, s)
+
+
+def test_a_window_ends_where_it_says():
+    """In one layer of window 3, a token reaches the two after it; in an encoder the two before it as well."""
+    base = variant("plain", "encoder-decoder").replace(windows=(3,), num_layers=1, num_encoder_layers=1)
+    decoder = base.replace(mode="decoder-only", position="rope")
+    target, _ = example(decoder)
+    changed = (forward(decoder, change(target, 9), None) != forward(decoder, target, None)).any((0, 2))
+    assert np.flatnonzero(changed).tolist() == [9, 10, 11]
+
+    def keys(source):
+        return np.asarray(compiled(base, "encode")(variables(base), source).layers[0].k_BSGK)
+
+    _, source = example(base)
+    changed = (keys(change(source, 7)) != keys(source)).any((0, 2, 3))
+    assert np.flatnonzero(changed).tolist() == [5, 6, 7, 8, 9]
+
+
+def test_a_prefix_sees_all_of_itself():
+    """A later prefix token changes earlier ones, a target token none before it; without a prefix all is causal."""
+    config = variant("none-prefix")
+    target = document(config, 1, TARGET)
+    target = target.replace(prefix=np.asarray(target.positions) < 6)
+    logits = forward(config, target)
+    assert (forward(config, change(target, 5)) != logits)[:, :6].any(-1).all()
+    later = forward(config, change(target, 9))
+    np.testing.assert_array_equal(later[:, :9], logits[:, :9])
+    assert (later != logits)[:, 9:].any(-1).all()
+    plain = target.replace(prefix=np.zeros_like(target.prefix))
+    assert_close(forward(config, plain), forward(config, plain.replace(prefix=None)), config)
+    everything = Tokens.from_ids(target.ids, prefix=True)
+    assert (forward(config, change(everything, TARGET - 1)) != forward(config, everything)).any(-1).all()
+
+
+# --- the same numbers by another way
+
+
+def in_chunks(config, target, source, lengths):
+    """Logits by decoding with a cache that has more slots than needed, a chunk at a time."""
+    params = variables(config)
+    memory = compiled(config, "encode")(params, source) if has_source(config) else None
+    cache, place, logits = Cache.empty(config, len(target.ids), TARGET + 3), 0, []
+    for length in lengths:
+        chunk = take(target, np.s_[:, place : place + length])
+        chunk_logits, cache = compiled(config, "decode")(params, chunk, memory, cache)
+        place, logits = place + length, [*logits, np.asarray(chunk_logits)]
+    assert cache.index == place
+    return np.concatenate(logits, 1)
+
+
+@every_variant
+def test_cached_decoding_is_the_forward_pass(config):
+    """Token by token and in two chunks, left padding in one row. (A prefix that sees all of itself is one chunk.)"""
+    target, source = example(config, seed=5)
+    padded = Tokens.from_ids(np.asarray(target.ids) * (np.arange(TARGET) >= [[0], [3], [0]]), pad_id=0)
+    target = padded.replace(prefix=target.prefix if target.prefix is None else np.arange(TARGET) + padded.ids * 0 < 6)
+    half = TARGET // 2
+    one_by_one = (half, *[1] * half) if config.prefix_attention == "bidirectional" else (1,) * TARGET
+    full = forward(config, target, source)
+    assert_close(in_chunks(config, target, source, one_by_one), full, config)
+    if config.num_layers > 1 or not has_source(config):  # the others save 10 s of compiling
+        assert_close(in_chunks(config, target, source, (half, half)), full, config)
+
+
+@pytest.mark.parametrize(
+    "config", [variant("rope-gqa", "encoder-decoder"), variant("rope-ntk-mqa", "decoder-only")], ids=name
+)
+def test_grouped_heads_are_repeated_heads(config):
+    """Multi-head attention whose key/value heads are repeated equals grouped-query attention."""
+    full = config.replace(num_kv_heads=config.num_heads)
+
+    def repeated(path, array):
+        letters = letters_of(path, array.ndim)
+        return np.repeat(array, config.num_heads // config.num_kv_heads, letters.find("G")) if "G" in letters else array
+
+    params = {path: repeated(path, array) for path, array in flatten_dict(variables(config)).items()}
+    target, source = example(config)
+    logits = compiled(full)(unflatten_dict(params), target, source)
+    assert_close(logits, forward(config, target, source), config)
+
+
+@pytest.mark.parametrize("config", [config for config in VARIANTS if config.dtype == "bfloat16"], ids=name)
+def test_bfloat16_is_close_to_float32(config):
+    """Logits are float32 and within 0.1 of the float32 model's (of which the standard deviation is about 1.2)."""
+    target, source = example(config)
+    logits = forward(config, target, source)
+    assert logits.dtype == np.float32
+    assert_close(logits, forward(config.replace(dtype="float32"), target, source), config)
+
+
+def test_float64_is_close_to_float32():
+    """Logits are float64 and within 1e-5 of the float32 model's."""
+    config = variant("plain", "encoder-decoder")
+    target, source = example(config)
+    with jax.enable_x64(True):
+        logits = forward(config.replace(dtype="float64", param_dtype="float64"), target, source)
+    assert logits.dtype == np.float64
+    assert_close(logits, forward(config, target, source), config)
+
+
+@pytest.mark.parametrize("config", [variant("plain", "encoder-decoder"), variant("rope-gqa")], ids=name)
+def test_dropout_is_its_key(config):
+    """No key is no dropout, one key is one mask, two keys are two."""
+    example_, still = example(config), config.replace(dropout_rate=0.0, attention_dropout_rate=0.0)
+    plain = forward(config, *example_)
+    np.testing.assert_array_equal(forward(still, *example_), plain)
+    first, again, other = (forward(config, *example_, dropout=jax.random.key(seed)) for seed in (1, 1, 2))
+    np.testing.assert_array_equal(first, again)
+    for a, b in ((first, plain), (first, other)):
+        assert (a != b).any((1, 2)).all()
+    assert (np.diff(first[:, 0], axis=0) != np.diff(plain[:, 0], axis=0)).any()
+
+
+@pytest.mark.parametrize("config", [c for c in VARIANTS if c.dtype == "float32"], ids=name)
+def test_relative_positions_do_not_shift(config):
+    """Rope, ALiBi and T5 know distances only: 7 places on, the same logits (to 2e-5). The absolute ones change."""
+    target, source = example(config)
+    shifted = (tokens and tokens.replace(positions=tokens.positions + 7) for tokens in (target, source))
+    error = np.abs(forward(config, *shifted) - forward(config, target, source)).max()
+    assert error > 0.01 if config.position in ("sinusoidal", "learned") else error < 2e-5
+
+
+# --- the parts by their formulas
+
+
+def test_attention_is_its_formula():
+    """Softmax(capped logits + bias) times values, head by head in float64 NumPy, to 1e-5; zeros where no key is seen."""
+    B, T, S, H, G, K, cap = 2, 5, 7, 6, 2, 4, 3.0
+    random = np.random.default_rng(0)
+    q, k, v = (random.normal(0, 1.5, shape) for shape in ((B, T, H, K), (B, S, G, K), (B, S, G, K)))
+    bias, mask = random.normal(0, 1, (B, H, T, S)), random.random((B, T, S)) < 0.6
+    mask[0, 3] = False
+    wanted = np.zeros((B, T, H, K))
+    for b, t, h in np.ndindex(B, T, H):
+        logits = k[b, :, h // (H // G)] @ q[b, t, h] + bias[b, h, t]
+        weights = np.exp(cap * np.tanh(logits / cap)) * mask[b, t]
+        wanted[b, t, h] = weights @ v[b, :, h // (H // G)] / max(weights.sum(), 1e-9)
+    arrays = [jnp.asarray(array, jnp.float32) for array in (q, k, v, bias)]
+    got = attend(arrays[0], KeyValue(*arrays[1:3]), jnp.asarray(mask), arrays[3], cap, lambda x: x)
+    np.testing.assert_allclose(got, wanted, rtol=0, atol=1e-5)
+    assert not np.any(got[0, 3])
+
+
+def test_sinusoid_is_the_papers():
+    """PE(p, 2i) = sin(p / 10000^(2i/D)) and PE(p, 2i + 1) its cosine, as halves, to 1e-4 up to position 511."""
+    place, i = np.arange(512)[:, None], np.arange(16)
+    angles = place / 10_000 ** (2 * i / 32)
+    got = positions.sinusoid(jnp.arange(512)[None], 32)[0]
+    np.testing.assert_allclose(got, np.concatenate([np.sin(angles), np.cos(angles)], -1), rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("fraction", [1.0, 0.5])
+def test_rope_is_a_complex_rotation(fraction):
+    """Feature i and its partner half a turning width on are one complex number, times exp(i place frequency)."""
+    config = ModelConfig(num_heads=2, head_dim=16, rope=RopeConfig(fraction=fraction))
+    x = np.random.default_rng(0).normal(size=(2, 5, 3, 16)).astype(np.float32)
+    places = np.array([[0, 1, 2, 3, 4], [31, 7, 7, 0, 100]])
+    width = int(16 * fraction)
+    z = x[..., : width // 2] + 1j * x[..., width // 2 : width]
+    z = z * np.exp(1j * places[..., None, None] * 10_000.0 ** (-2 * np.arange(width // 2) / width))
+    wanted = np.concatenate([z.real, z.imag, x[..., width:]], -1)
+    got = positions.rotate(jnp.asarray(x), jnp.asarray(places), config)
+    np.testing.assert_allclose(got, wanted, rtol=0, atol=2e-5)
+
+
+def llama3_frequencies(base, width, factor, low, high, length):
+    """Llama 3.1: by wavelength, with a linear mix between length / high and length / low."""
+    frequencies = []
+    for i in range(width // 2):
+        frequency = base ** (-2 * i / width)
+        wavelength = 2 * math.pi / frequency
+        smooth = (length / wavelength - low) / (high - low)
+        if wavelength > length / low:
+            frequency /= factor
+        elif wavelength >= length / high:
+            frequency = (1 - smooth) * frequency / factor + smooth * frequency
+        frequencies.append(frequency)
+    return frequencies, 1.0
+
+
+def yarn_frequencies(base, width, factor, low, high, length):
+    """Peng et al. 2023: a ramp over feature indices, between those that turn `high` and `low` times in the length."""
+
+    def index_of(turns):
+        return width * math.log(length / (2 * math.pi * turns)) / (2 * math.log(base))
+
+    start, end = max(math.floor(index_of(high)), 0), min(math.ceil(index_of(low)), width - 1)
+    frequencies = []
+    for i in range(width // 2):
+        stretched = min(max((i - start) / (end - start), 0), 1)
+        frequencies.append(base ** (-2 * i / width) * (stretched / factor + 1 - stretched))
+    return frequencies, 1 + 0.1 * math.log(factor)
+
+
+FORMULAS = {
+    "none": lambda base, width, *_: ([base ** (-2 * i / width) for i in range(width // 2)], 1.0),
+    "linear": lambda base, width, factor, *_: ([base ** (-2 * i / width) / factor for i in range(width // 2)], 1.0),
+    "ntk": lambda base, width, factor, *_: (
+        [(base * factor ** (width / (width - 2))) ** (-2 * i / width) for i in range(width // 2)],
+        1.0,
+    ),
+    "llama3": llama3_frequencies,
+    "yarn": yarn_frequencies,
+}
+
+
+@pytest.mark.parametrize("scaling", FORMULAS)
+@pytest.mark.parametrize(
+    ("base", "width", "factor", "low", "high", "length"),
+    [(500_000.0, 128, 8.0, 1.0, 4.0, 8192), (10_000.0, 64, 16.0, 1.0, 32.0, 4096), (10_000.0, 16, 4.0, 1.0, 8.0, 64)],
+)
+def test_rope_frequencies_are_their_formula(scaling, base, width, factor, low, high, length):
+    """Frequencies to a relative 1e-5, and the factor on queries and keys."""
+    rope = RopeConfig(base=base, scaling=scaling, factor=factor, original_length=length, low=low, high=high)
+    frequencies, scale = positions.rope_frequencies(rope, width)
+    wanted, wanted_scale = FORMULAS[scaling](base, width, factor, low, high, length)
+    np.testing.assert_allclose(frequencies, wanted, rtol=1e-5)
+    assert scale == pytest.approx(wanted_scale)
+
+
+def test_alibi_slopes_are_the_papers():
+    """8 heads: 1/2 to 1/256. 12 heads: those, and the odd ones of 16 heads, as in the authors' code."""
+    eight = [2.0**-i for i in range(1, 9)]
+    assert positions.alibi_slopes(8) == eight
+    assert positions.alibi_slopes(12) == pytest.approx([*eight, 2**-0.5, 2**-1.5, 2**-2.5, 2**-3.5])
+    assert positions.alibi_slopes(16) == pytest.approx([2 ** (-i / 2) for i in range(1, 17)])
+
+
+@pytest.mark.parametrize("causal", [True, False])
+@pytest.mark.parametrize(("buckets", "furthest"), [(32, 128), (8, 20), (12, 16), (64, 1000)])
+def test_t5_buckets_are_their_rule(causal, buckets, furthest):
+    """Exact for the near half, then as many equal steps of the logarithm up to the furthest, in exact fractions."""
+
+    def bucket(distance):
+        count, after = (buckets, 0) if causal else (buckets // 2, buckets // 2 * (distance < 0))
+        distance, exact = max(distance, 0) if causal else abs(distance), count // 2
+        if distance < exact:
+            return after + distance
+        steps = count - exact
+        ratio, whole = Fraction(distance, exact) ** steps, Fraction(furthest, exact)
+        return after + exact + max(step for step in range(steps) if whole**step <= ratio)
+
+    distances = np.arange(-3 * furthest, 3 * furthest)
+    got = positions.t5_bucket(jnp.asarray(distances), causal, buckets, furthest)
+    assert np.asarray(got).tolist() == [bucket(int(distance)) for distance in distances]

@@ -1,0 +1,258 @@
+"""The command line: `transformer-jax COMMAND ...`. Wrong input ends with one message on stderr and status 2."""
+
+import dataclasses
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+
+from transformer_jax.config import RunConfig, nearest
+from transformer_jax.config_file import opened, read_config
+from transformer_jax.errors import CheckpointError, InputError
+from transformer_jax.recipes import RECIPES, find_recipe
+
+RunFolder = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
+
+
+def _take_config(arguments: list[str]) -> tuple[RunConfig | None, list[str]]:
+    """The config that `--config FILE` names, and the other arguments."""
+    rest = []
+    found = None
+    words = iter(arguments)
+    for word in words:
+        name, equals, value = word.partition("=")
+        if name == "--config":
+            value = value if equals else next(words, "")
+            if not value:
+                raise InputError("--config needs a file.")
+            found = read_config(value)
+        else:
+            rest.append(word)
+    return found, rest
+
+
+def _parse(kind: Any, prog: str, arguments: list[str], description: str, default: Any = None) -> Any:
+    options = {} if default is None else {"default": default}
+    return tyro.cli(
+        kind,
+        prog=prog,
+        args=arguments,
+        description=description,
+        config=(tyro.conf.AvoidSubcommands, tyro.conf.FlagConversionOff),
+        **options,
+    )
+
+
+def parse_run(arguments: list[str]) -> RunConfig:
+    """`[RECIPE] [--config FILE] [flags]` as a run's settings.
+
+    Raises:
+        InputError: the recipe or the config file is wrong. A wrong flag ends the process with status 2.
+    """
+    saved, arguments = _take_config(arguments)
+    name = arguments.pop(0) if arguments and not arguments[0].startswith("-") else ""
+    if saved is not None and name:
+        raise InputError(f"Give a recipe ({name}) or --config, not both.")
+    base = saved if saved is not None else find_recipe(name or "dates")
+    about = RECIPES[base.recipe].__doc__ if base.recipe in RECIPES else ""
+    usage = f"Recipe {base.recipe}. {about}\n\nRecipes: {', '.join(RECIPES)}. --config FILE reruns a saved config.json."
+    run = _parse(RunConfig, "transformer-jax train [RECIPE]", arguments, usage, opened(base))
+    if run.workdir and saved is None:
+        return run
+    own = saved is None and run.model.mode == base.model.mode
+    folder = f"runs/{run.recipe}" if own or saved is not None else f"runs/{run.recipe}-{run.model.mode}"
+    return run if run.workdir else dataclasses.replace(run, workdir=folder)
+
+
+def command_train(arguments: list[str]) -> int:
+    """trains; the same command on the same --workdir resumes"""
+    run = parse_run(arguments)
+    from transformer_jax.loop import train
+    from transformer_jax.terminal import Terminal
+
+    return train(run, Terminal())
+
+
+@dataclasses.dataclass(frozen=True)
+class GenerateArguments:
+    run: RunFolder
+    """A run's folder."""
+    prompt: str | None = None
+    """One prompt. None given: one a line from `input`."""
+    input: Path | None = None
+    """A file of prompts, one a line. None given: stdin."""
+    output: Path | None = None
+    """Where the outputs go, one a line. None given: stdout."""
+    beam_size: int = 1
+    """Width of the beam search."""
+    num_return: int = 1
+    """Outputs for each prompt."""
+    length_penalty: float = 1.0
+    """Exponent on the length that a beam's score is divided by."""
+    temperature: float | None = None
+    """Draw tokens with this temperature. None, without top-k and top-p: take the likeliest."""
+    top_k: int | None = None
+    """Draw from so many of the likeliest tokens."""
+    top_p: float | None = None
+    """Draw from the fewest tokens whose probability reaches this."""
+    max_new_tokens: int | None = None
+    """Most new tokens. None: what the run's config says, as far as the model's length allows."""
+    seed: int = 0
+    """Of the drawing."""
+    batch_size: int = 32
+    """Prompts decoded together."""
+
+    def __post_init__(self) -> None:
+        for name in ("beam_size", "num_return", "batch_size", "max_new_tokens"):
+            if getattr(self, name) is not None and getattr(self, name) < 1:
+                raise ValueError(f"{name.replace('_', '-')}={getattr(self, name)} must be at least 1.")
+        for name in ("beam_size", "num_return"):
+            if getattr(self, name) > 1:
+                raise ValueError(f"{name.replace('_', '-')}={getattr(self, name)}: only 1 so far; beam search is not built yet.")
+        if self.temperature is not None and not 0 < self.temperature < float("inf"):
+            raise ValueError(f"temperature={self.temperature} must be above 0 and finite.")
+        if self.top_k is not None and self.top_k < 1:
+            raise ValueError(f"top-k={self.top_k} must be at least 1.")
+        if self.top_p is not None and not 0 < self.top_p <= 1:
+            raise ValueError(f"top-p={self.top_p} must lie in (0, 1].")
+        if self.prompt is not None and self.input is not None:
+            raise ValueError("Give --prompt or --input, not both.")
+        if not 0 <= self.seed < 2**32:
+            raise ValueError(f"seed={self.seed} must be at least 0 and below 2**32.")
+
+
+def _prompts(args: GenerateArguments) -> list[str]:
+    from transformer_jax.data.sources import read_lines
+
+    if args.prompt is not None:
+        return [args.prompt]
+    if args.input is not None:
+        return read_lines(args.input)
+    try:
+        return sys.stdin.buffer.read().decode("utf-8").removesuffix("\n").split("\n")
+    except UnicodeDecodeError as error:
+        raise InputError(f"stdin: byte {error.start} is not valid UTF-8.") from None
+
+
+def command_generate(arguments: list[str]) -> int:
+    """answers or continues prompts, one a line"""
+    args = _parse(GenerateArguments, "transformer-jax generate", arguments, "Answers or continues prompts, one a line.")
+    from transformer_jax.run import load_run
+
+    run = load_run(args.run)
+    prompts = _prompts(args)
+    import jax
+
+    from transformer_jax.data.load import prompts_of
+    from transformer_jax.evaluate import answer
+
+    most, wanted = run.config.model.max_length, args.max_new_tokens or 1
+    for number, (source, seen) in enumerate(prompts_of(prompts, run.config, run.tokenizer), 1):
+        if len(seen) + wanted > most or (source is not None and len(source) > most):
+            where = "--prompt" if args.prompt is not None else f"{args.input or 'stdin'}, line {number}"
+            size = len(seen) if source is None else len(source)
+            raise InputError(
+                f"{where}: {size} tokens, and {wanted} new ones, are longer than the model's max_length={most}."
+            )
+    drawing = {name: getattr(args, name) for name in ("temperature", "top_k", "top_p") if getattr(args, name) is not None}
+    options = drawing | ({"key": jax.random.key(args.seed)} if drawing else {})
+    if args.max_new_tokens is not None:
+        options["max_new_tokens"] = args.max_new_tokens
+    outputs = answer(prompts, run.model, run.params, run.config, run.tokenizer, batch_size=args.batch_size, **options)
+    lines = "".join(output.replace("\n", "\\n") + "\n" if len(prompts) > 1 else output + "\n" for output in outputs)
+    if args.output is None:
+        sys.stdout.write(lines)
+    else:
+        args.output.write_text(lines, "utf-8")
+    return 0
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluateArguments:
+    run: RunFolder
+    """A run's folder."""
+    data: tuple[Path, ...]
+    """One path, or two parallel files, as --data.train takes them."""
+    limit: int = 0
+    """Decode so many pairs at most; 0 is all. The loss is always over all of the data."""
+    batch_size: int = 0
+    """Rows computed together; 0 is the run's."""
+    output: Path | None = None
+    """Where the outputs for pairs go, one a line."""
+
+    def __post_init__(self) -> None:
+        if not 1 <= len(self.data) <= 2:
+            raise ValueError(f"--data takes one path, or two parallel files; got {len(self.data)}.")
+        for name in ("limit", "batch_size"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name.replace('_', '-')}={getattr(self, name)} must be at least 0.")
+
+
+def command_evaluate(arguments: list[str]) -> int:
+    """prints a run's scores on data as one JSON object"""
+    args = _parse(EvaluateArguments, "transformer-jax evaluate", arguments, "Prints a run's scores as one JSON object.")
+    from transformer_jax.data.sources import read
+    from transformer_jax.evaluate import evaluate_run
+    from transformer_jax.run import load_run
+
+    corpus = read(tuple(map(str, args.data)))
+    scores, outputs = evaluate_run(load_run(args.run), corpus, args.batch_size, args.limit)
+    if args.output is not None:
+        args.output.write_text("".join(output.replace("\n", "\\n") + "\n" for output in outputs), "utf-8")
+    print(json.dumps(scores, indent=2))
+    return 0
+
+
+def command_describe(arguments: list[str]) -> int:
+    """prints the model of a recipe or a run as a table: parts, shapes, parameters, FLOPs, memory"""
+    from transformer_jax.describe import describe
+
+    if arguments and not arguments[0].startswith("-") and (Path(arguments[0]) / "config.json").exists():
+        run = read_config(Path(arguments[0]) / "config.json")
+        run = _parse(RunConfig, "transformer-jax describe RUN", arguments[1:], f"Describes {arguments[0]}.", opened(run))
+    else:
+        run = parse_run(arguments)
+    describe(run)
+    return 0
+
+
+COMMANDS: dict[str, Callable[[list[str]], int]] = {
+    "train": command_train,
+    "generate": command_generate,
+    "evaluate": command_evaluate,
+    "describe": command_describe,
+}
+
+
+def _usage() -> str:
+    lines = [f"  {name:10} {command.__doc__}" for name, command in COMMANDS.items()]
+    return "usage: transformer-jax COMMAND ...\n\n" + "\n".join(lines) + "\n\ntransformer-jax COMMAND --help says more.\n"
+
+
+def run_command(arguments: list[str]) -> int:
+    """Runs a command line and returns its exit status."""
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(_usage(), end="")
+        return 0 if arguments else 2
+    name, rest = arguments[0], arguments[1:]
+    try:
+        if name not in COMMANDS:
+            raise InputError(f"Unknown command {name!r}.{nearest(name, COMMANDS)} The commands are {', '.join(COMMANDS)}.")
+        return COMMANDS[name](rest)
+    except (InputError, CheckpointError) as error:
+        print(f"transformer-jax: {error}", file=sys.stderr)
+        return error.status
+    except BrokenPipeError:  # the reader of our output has gone
+        sys.stderr.close()
+        return 0
+    except KeyboardInterrupt:
+        print("transformer-jax: stopped before there was anything to save.", file=sys.stderr)
+        return 75
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Entry point of `transformer-jax`."""
+    sys.exit(run_command(sys.argv[1:] if arguments is None else arguments))

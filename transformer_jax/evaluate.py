@@ -1,0 +1,90 @@
+"""How good a model is: loss over every token of a corpus, and for pairs its greedy outputs against the targets."""
+
+import math
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from transformer_jax.config import LossConfig, RunConfig
+from transformer_jax.data.batches import in_order
+from transformer_jax.data.load import make_rows, prompts_of
+from transformer_jax.data.sources import Corpus, Pairs
+from transformer_jax.data.tokenizer import Tokenizer
+from transformer_jax.generate import generate_all
+from transformer_jax.model.transformer import Transformer
+from transformer_jax.objective import make_loss
+from transformer_jax.partition import Partitioner
+from transformer_jax.run import Run
+from transformer_jax.tokens import Batch
+
+Evaluator = Callable[[Any, Iterable[Batch]], dict[str, float]]
+
+
+def make_evaluator(model: Transformer, partitioner: Partitioner) -> Evaluator:
+    """(params, batches) -> loss in nats a token, perplexity, accuracy and tokens, over all of the batches."""
+    loss = make_loss(model, LossConfig())
+    sums = partitioner.evaluate(lambda params, batch: loss(params, batch, None)[1])
+
+    def evaluate(params: Any, batches: Iterable[Batch]) -> dict[str, float]:
+        parts = [sums(params, partitioner.put(batch)) for batch in batches]
+        total = {name: sum(float(part[name]) for part in parts) for name in ("loss", "correct", "tokens")}
+        tokens = max(total["tokens"], 1)
+        mean = total["loss"] / tokens
+        perplexity = math.exp(min(mean, 700))
+        return {"loss": mean, "perplexity": perplexity, "accuracy": total["correct"] / tokens, "tokens": total["tokens"]}
+
+    return evaluate
+
+
+def answer(
+    texts: list[str], model: Transformer, params: Any, config: RunConfig, tokenizer: Tokenizer, **options: Any
+) -> list[str]:
+    """The model's output for each text, in order; the options are those of `generate`."""
+    outputs = [""] * len(texts)
+    prompts = prompts_of(texts, config, tokenizer)
+    options = {"max_new_tokens": config.max_new_tokens, "eos_id": tokenizer.eos_id, "pad_id": tokenizer.pad_id} | options
+    for index, ids, _ in generate_all(model, params, prompts, **options):
+        outputs[index] = tokenizer.decode(ids)
+    return outputs
+
+
+def exact_match(outputs: list[str], targets: list[str]) -> float:
+    """Share of outputs that equal their target, space at the ends aside."""
+    return sum(o.strip() == t.strip() for o, t in zip(outputs, targets, strict=True)) / max(len(targets), 1)
+
+
+def translation_scores(outputs: list[str], targets: list[str]) -> dict[str, Any]:
+    """Exact match, sacreBLEU (Post 2018) and chrF (Popovic 2015), the last two of 100 and with their signatures."""
+    from sacrebleu.metrics import BLEU, CHRF
+
+    scores: dict[str, Any] = {"exact_match": exact_match(outputs, targets)}
+    for name, metric in (("bleu", BLEU()), ("chrf", CHRF())):
+        scores[name] = metric.corpus_score(outputs, [targets]).score
+        scores[f"{name}_signature"] = str(metric.get_signature())
+    return scores
+
+
+def target_bytes(corpus: Corpus) -> int:
+    """Bytes of the text that is predicted: all of a plain text, the targets of pairs."""
+    texts = corpus.targets if isinstance(corpus, Pairs) else corpus.documents
+    return sum(len(text.encode()) for text in texts)
+
+
+def evaluate_run(run: Run, corpus: Corpus, batch_size: int = 0, limit: int = 0) -> tuple[dict[str, Any], list[str]]:
+    """A run's scores on a corpus and, for pairs, its greedy outputs; `limit` decodes so many pairs at most, 0 all.
+
+    Bits per byte are given where every byte is predicted: for pairs and for causal language modelling.
+
+    Raises:
+        InputError: the corpus is not of the run's kind, or a pair is too long.
+    """
+    config, partitioner = run.config, Partitioner("jit", None)
+    rows, corpus, _ = make_rows("evaluate", corpus, config, run.tokenizer)
+    scores: dict[str, Any] = {"step": run.step, "examples": len(corpus)}
+    scores |= make_evaluator(run.model, partitioner)(run.params, in_order(rows, batch_size or config.batch_size))
+    if config.data.objective in ("causal", "sequence-to-sequence"):
+        scores["bits_per_byte"] = scores["loss"] * scores["tokens"] / math.log(2) / max(target_bytes(corpus), 1)
+    if not isinstance(corpus, Pairs):
+        return scores, []
+    chosen = corpus.take(slice(limit or len(corpus)))
+    outputs = answer(chosen.sources, run.model, run.params, config, run.tokenizer)
+    return scores | {"decoded": len(chosen)} | translation_scores(outputs, chosen.targets), outputs

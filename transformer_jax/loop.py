@@ -1,0 +1,347 @@
+"""The training loop: batches in, metrics, samples and checkpoints out. It knows nothing of the architecture."""
+
+import dataclasses
+import functools
+import hashlib
+import signal
+import time
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from transformer_jax.checkpoint import Checkpoints
+from transformer_jax.config import RunConfig
+from transformer_jax.config_file import differences, read_config, to_json
+from transformer_jax.data.batches import Batches, Drawn, in_order
+from transformer_jax.data.load import Data, load_data
+from transformer_jax.data.sources import BASELINES, Pairs
+from transformer_jax.data.tokenizer import load_tokenizer
+from transformer_jax.errors import InputError
+from transformer_jax.evaluate import answer, exact_match, make_evaluator
+from transformer_jax.metrics import MetricsWriter, draw_loss
+from transformer_jax.model.transformer import Transformer
+from transformer_jax.objective import make_loss
+from transformer_jax.optimizer import describe_decay, make_optimizer, make_schedule
+from transformer_jax.partition import Partitioner
+from transformer_jax.run import CHECKPOINTS, CONFIG, TOKENIZER, abstract_params, example_inputs
+from transformer_jax.step import TrainState, train_step
+from transformer_jax.terminal import Terminal
+
+DONE, STOPPED = 0, 75
+
+
+class StopSignal:
+    """Notes that a signal or the clock asked for an end; the loop looks at it between steps."""
+
+    def __init__(self, seconds: float) -> None:
+        self.reason = ""
+        self._deadline = time.monotonic() + seconds
+        self._before = {number: signal.signal(number, self._note) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def _note(self, number: int, _: Any) -> None:
+        self.reason = signal.Signals(number).name
+
+    def __bool__(self) -> bool:
+        if not self.reason and time.monotonic() > self._deadline:
+            self.reason = "the time limit"
+        return bool(self.reason)
+
+    def restore(self) -> None:
+        """Gives the signals back."""
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+
+def ahead(batches: Batches, start: int, stop: int) -> Iterator[Drawn]:
+    """The batches of the steps, each made in the background while the one before is used."""
+    with ThreadPoolExecutor(1, "batches") as pool:
+        future = pool.submit(batches.draw, start)
+        for step in range(start + 1, stop + 1):
+            drawn, future = future.result(), pool.submit(batches.draw, step)
+            yield drawn
+
+
+def digest_of(tree: Any) -> str:
+    """A digest of all arrays of a tree, by which two states can be compared to the bit."""
+    digest = hashlib.blake2b(digest_size=16)
+    for leaf in jax.tree.leaves(tree):
+        digest.update(np.asarray(leaf).tobytes())
+    return digest.hexdigest()
+
+
+def check_memory(run: RunConfig) -> int:
+    """The number of parameters.
+
+    Raises:
+        InputError: parameters, gradients and optimizer state alone are more than this machine's memory.
+    """
+    count = sum(int(np.prod(leaf.shape, dtype=object)) for leaf in jax.tree.leaves(abstract_params(run.model)))
+    need = count * 4 * {"sgd": 3, "lion": 3, "adafactor": 3}.get(run.optimizer.name, 4)
+    device = jax.local_devices()[0]
+    have = (device.memory_stats() or {}).get("bytes_limit", 0) * jax.device_count()
+    if not have and device.platform == "cpu":
+        have = _host_memory()
+    if have and need > have:
+        raise InputError(
+            f"A model with {count:,} parameters (d_model={run.model.d_model}, num_layers={run.model.num_layers}, "
+            f"vocab_size={run.model.vocab_size}) needs {need / 1e9:,.1f} GB of memory for parameters, gradients and optimizer; "
+            f"there are {have / 1e9:,.1f} GB."
+        )
+    return count
+
+
+def _host_memory() -> int:
+    import os
+
+    names = ("SC_PAGE_SIZE", "SC_PHYS_PAGES")
+    known = hasattr(os, "sysconf") and all(name in os.sysconf_names for name in names)
+    return os.sysconf(names[0]) * os.sysconf(names[1]) if known else 0
+
+
+@dataclasses.dataclass
+class Trainer:
+    """One run: everything that its steps, evaluations and checkpoints need."""
+
+    config: RunConfig
+    data: Data
+    folder: Path
+    terminal: Terminal
+    checkpoints: Checkpoints
+    traces: int = 0
+
+    def __post_init__(self) -> None:
+        run = self.config
+        self.partitioner = Partitioner.create(run.parallel)
+        if run.batch_size % (run.optimizer.accumulate * self.partitioner.batch_parts):
+            raise InputError(
+                f"batch_size={run.batch_size} must be a multiple of optimizer.accumulate={run.optimizer.accumulate} times "
+                f"the {self.partitioner.batch_parts} parts that parallel.strategy={run.parallel.strategy} splits it into."
+            )
+        self.model = Transformer(run.model)
+        self.optimizer = make_optimizer(run.optimizer, run.steps)
+        self.schedule = make_schedule(run.optimizer, run.steps)
+        self.evaluator = make_evaluator(self.model, self.partitioner)
+        self.facts = {"fingerprint": self.data.fingerprint, "seed": run.seed}
+
+    def create_state(self, key: jax.Array) -> TrainState:
+        """The state before the first step, a pure function of the key."""
+        params = self.model.init(key, *example_inputs(self.config.model))["params"]
+        return TrainState.create(params, self.optimizer, self.config.seed, ema=self.config.optimizer.ema_decay > 0)
+
+    def compiled_step(self, state: TrainState):
+        """(state, batch) -> (state, metrics), compiled; `traces` counts how often."""
+        step = functools.partial(
+            train_step,
+            loss=make_loss(self.model, self.config.loss),
+            optimizer=self.optimizer,
+            accumulate=self.config.optimizer.accumulate,
+            ema_decay=self.config.optimizer.ema_decay,
+        )
+
+        def counted(state: TrainState, batch: Any, **options: Any) -> Any:
+            self.traces += 1
+            return step(state, batch, **options)
+
+        return self.partitioner.step(counted, state)
+
+    def start(self) -> TrainState:
+        """The newest checkpoint's state, or the first one.
+
+        Raises:
+            InputError: the checkpoint was made with other data.
+            CheckpointError: it cannot be read.
+        """
+        key, step = jax.random.key(self.config.seed), self.checkpoints.latest
+        if step is None:
+            return self.partitioner.init(self.create_state, key)
+        if (found := self.checkpoints.facts(step)) != self.facts:
+            raise InputError(f"{self.folder}: its checkpoint was made with other data: {found} -> {self.facts}. {ELSEWHERE}")
+        shapes = jax.eval_shape(self.create_state, key)
+        where = self.partitioner.shardings(shapes)
+        abstract = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, where)
+        return self.checkpoints.restore(step, abstract)
+
+    def save(self, step: int, state: TrainState) -> None:
+        """Starts a checkpoint; it is written while training goes on."""
+        self.checkpoints.save(step, state, self.facts)
+
+    def evaluate(self, step: int, state: TrainState, last: bool) -> dict[str, Any]:
+        """Scores on validation data, with sample outputs written to samples.txt."""
+        rows = in_order(self.data.validation, self.config.batch_size, 0 if last else self.config.eval_rows)
+        scores = self.evaluator(state.best_params, rows)
+        return {"step": step, "split": "validation"} | scores | self._sample(step, state)
+
+    def _sample(self, step: int, state: TrainState) -> dict[str, Any]:
+        run, held_out = self.config, self.data.held_out
+        params = jax.tree.map(jax.device_get, state.best_params) if self.partitioner.mesh else state.best_params
+        common = dict(model=self.model, params=params, config=run, tokenizer=self.data.tokenizer)
+        if isinstance(held_out, Pairs):
+            chosen = held_out.take(slice(run.num_samples))
+            if not len(chosen):
+                return {}
+            outputs = answer(chosen.sources, **common)
+            lines = [f"{s}\n  expected {t}\n  output   {o}" for s, t, o in zip(*_few(chosen, outputs), strict=True)]
+            scores = {"exact_match": exact_match(outputs, chosen.targets), "exact_match_sample": len(chosen)}
+        else:
+            starts = [document[:64] for document in held_out.documents[:3]]
+            outputs = answer(starts, **common, key=jax.random.key(run.seed), batch_size=len(starts))
+            lines = [f"{s}|{o}" for s, o in zip(starts, outputs, strict=True)]
+            scores = {}
+        with (self.folder / "samples.txt").open("a", encoding="utf-8") as file:
+            file.write(f"--- step {step}\n" + "\n".join(lines) + "\n\n")
+        return scores
+
+
+def _few(pairs: Pairs, outputs: list[str], count: int = 8) -> tuple[list[str], list[str], list[str]]:
+    return pairs.sources[:count], pairs.targets[:count], outputs[:count]
+
+
+ELSEWHERE = "Give another --workdir, or remove this one to start over."
+
+
+def open_folder(run: RunConfig) -> tuple[Path, RunConfig | None]:
+    """The run's folder, made where there is none, and the config of the run that is in it.
+
+    Raises:
+        InputError: the folder cannot be made or written.
+    """
+    folder = Path(run.workdir)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / ".writable"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise InputError(f"--workdir {folder}: cannot be used as a run's folder ({error.strerror}).") from None
+    return folder, read_config(folder / CONFIG) if (folder / CONFIG).exists() else None
+
+
+def train(run: RunConfig, terminal: Terminal) -> int:
+    """Trains a run to its end, or goes on with the one that is in its folder. Returns the exit status.
+
+    Raises:
+        InputError: the config, the data or the folder cannot be used.
+        CheckpointError: the folder's checkpoint cannot be read.
+    """
+    folder, before = open_folder(run)
+    data = load_data(run, load_tokenizer(folder / TOKENIZER) if before else None)
+    run = data.config
+    if before and (changed := differences(before, run)):
+        raise InputError(f"{folder} holds a run with another config: {'; '.join(changed)}. {ELSEWHERE}")
+    count = check_memory(run)
+    with Checkpoints(folder / CHECKPOINTS, run.checkpoint.keep) as checkpoints:
+        trainer = Trainer(run, data, folder, terminal, checkpoints)
+        if (checkpoints.latest or 0) >= run.steps:
+            terminal.say(f"{folder}: finished already, {checkpoints.latest} of {run.steps} steps. Nothing to do.")
+            return DONE
+        (folder / TOKENIZER).write_text(data.tokenizer.to_json(), "utf-8")
+        (folder / CONFIG).write_text(to_json(run), "utf-8")
+        terminal.introduce(run, folder, count, data.report, describe_decay(abstract_params(run.model), run.optimizer))
+        state = trainer.start()
+        stop = StopSignal(run.stop_seconds)
+        try:
+            return _steps(trainer, state, stop)
+        finally:
+            stop.restore()
+
+
+def _steps(trainer: Trainer, state: TrainState, stop: StopSignal) -> int:
+    run, terminal, start = trainer.config, trainer.terminal, int(state.step)
+    end = min(run.steps, run.stop_at or run.steps)
+    step_fn, writer = trainer.compiled_step(state), MetricsWriter(trainer.folder, start)
+    # a few steps in flight keep the device busy; more would only hold memory, and simulated devices can lock up
+    pending, in_flight = deque(), 1 if trainer.partitioner.mesh else 2
+    clock = Clock()
+    if start:
+        writer.write({"event": "resume", "step": start})
+        terminal.say(f"Resumed at step {start}.")
+
+    def settle(most: int) -> None:
+        """Writes what is known of the oldest steps until at most so many are in flight."""
+        while len(pending) > most:
+            step, metrics, drawn = pending.popleft()
+            jax.block_until_ready(metrics)
+            clock.count(drawn)
+            if step % run.log_every == 0 or step == end:
+                numbers = {name: float(value) for name, value in metrics.items()}
+                numbers["learning_rate"] = float(trainer.schedule(step - 1))
+                speed = clock.lap()
+                record = {"step": step, "split": "train"} | numbers | speed | {"compiles": trainer.traces}
+                writer.write(record | {"batch_sha": drawn.sha})
+                terminal.train(record, run.steps)
+
+    step, saved = start, start
+    try:
+        for step, drawn in enumerate(ahead(trainer.data.batches(), start, end), start + 1):
+            state, metrics = step_fn(state, trainer.partitioner.put(drawn.batch))
+            pending.append((step, metrics, drawn))
+            settle(in_flight)
+            last = step == run.steps
+            if step % run.eval_every == 0 or last:
+                settle(0)
+                scores = trainer.evaluate(step, state, last)
+                writer.write(scores)
+                terminal.validation(scores, run.steps)
+                draw_loss(trainer.folder)
+                clock.restart()
+            if step % run.checkpoint.every == 0 or last:
+                trainer.save(step, state)
+                saved = step
+            if stop:
+                break
+        settle(0)
+        if saved != step:
+            trainer.save(step, state)
+        trainer.checkpoints.wait()
+        if step == run.steps:
+            writer.write({"event": "end", "step": step, "param_digest": digest_of((state.params, state.opt_state))})
+            _finish(trainer, state)
+            return DONE
+        writer.write({"event": "preempted", "step": step, "reason": stop.reason or "stop_at"})
+        draw_loss(trainer.folder)
+        terminal.say(f"Stopped at step {step} by {stop.reason or '--stop-at'}, all saved; the same command goes on from here.")
+        return STOPPED if stop.reason else DONE
+    finally:
+        writer.close()
+        terminal.close()
+
+
+class Clock:
+    """Tokens a second, of real tokens read, between two laps; the first step's compilation is not counted."""
+
+    def __init__(self) -> None:
+        self._since, self._tokens = 0.0, 0
+
+    def count(self, drawn: Drawn) -> None:
+        """One more step is done."""
+        if not self._since:
+            self._since = time.perf_counter()
+            return
+        target, source = drawn.batch.target, drawn.batch.source
+        self._tokens += int(np.count_nonzero(target.segments))
+        self._tokens += 0 if source is None else int(np.count_nonzero(source.segments))
+
+    def lap(self) -> dict[str, float]:
+        """The rate since the last lap, where there was a step to measure."""
+        now = time.perf_counter()
+        rate = self._tokens / (now - self._since) if self._tokens else 0.0
+        self._since, self._tokens = now, 0
+        return {"tokens_per_second": rate}
+
+    def restart(self) -> None:
+        """Leaves out the time since the last step: an evaluation is no training."""
+        self._since, self._tokens = time.perf_counter(), 0
+
+
+def _finish(trainer: Trainer, state: TrainState) -> None:
+    run, terminal, held_out = trainer.config, trainer.terminal, trainer.data.held_out
+    rule = BASELINES.get(run.data.embedded) if not run.data.train else None
+    if rule is not None and isinstance(held_out, Pairs):
+        score = exact_match([rule(source) for source in held_out.sources], held_out.targets)
+        terminal.say(f"For comparison, a rule of five lines: exact match {score:.1%} on all {len(held_out):,} unseen examples.")
+    terminal.say(f"Done. Everything is in {trainer.folder}: loss.png, samples.txt, metrics.jsonl, checkpoints.")

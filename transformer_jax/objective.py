@@ -1,0 +1,53 @@
+"""Batch and logits -> sums of loss, tokens and hits. Nothing is divided here: sums add up over devices and microbatches."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from transformer_jax.config import LossConfig
+from transformer_jax.model.transformer import Transformer
+from transformer_jax.tokens import Batch
+
+Array = jax.Array
+Sums = dict[str, Array]
+Loss = Callable[[Any, Batch, Array | None], tuple[Array, Sums]]
+
+
+def cross_entropy(logits_BTV: Array, labels_BT: Array, config: LossConfig) -> Array:
+    """The loss of each token in nats, [B, T], with label smoothing (Szegedy et al. 2016, section 7) and z-loss.
+
+    Smoothing mixes the label with the uniform distribution over the whole vocabulary.
+    """
+    log_z_BT = jax.nn.logsumexp(logits_BTV, -1)
+    label_BT = jnp.take_along_axis(logits_BTV, labels_BT[..., None], -1)[..., 0]
+    loss_BT = log_z_BT - label_BT
+    if config.label_smoothing:
+        even_BT = log_z_BT - jnp.mean(logits_BTV, -1)
+        loss_BT = (1 - config.label_smoothing) * loss_BT + config.label_smoothing * even_BT
+    return loss_BT + config.z_loss * jnp.square(log_z_BT) if config.z_loss else loss_BT
+
+
+def token_sums(logits_BTV: Array, batch: Batch, config: LossConfig) -> Sums:
+    """Sums over the tokens that count: `loss` in nats, `tokens`, and `correct` for those the model ranks first."""
+    loss_BT = cross_entropy(logits_BTV, jnp.asarray(batch.labels), config)
+    correct_BT = logits_BTV.argmax(-1) == batch.labels
+    # where, not times: padding must not pass on a NaN
+    counts_BT = jnp.asarray(batch.weights) > 0
+    return {
+        "loss": jnp.sum(jnp.where(counts_BT, loss_BT * batch.weights, 0)),
+        "tokens": jnp.sum(batch.weights),
+        "correct": jnp.sum(correct_BT * batch.weights),
+    }
+
+
+def make_loss(model: Transformer, config: LossConfig) -> Loss:
+    """(params, batch, dropout key or None) -> (what to differentiate, sums): a function of its arguments alone."""
+
+    def loss(params: Any, batch: Batch, key: Array | None) -> tuple[Array, Sums]:
+        rngs = None if key is None else {"dropout": key}
+        sums = token_sums(model.apply({"params": params}, batch.target, batch.source, rngs=rngs), batch, config)
+        return sums["loss"], sums
+
+    return loss

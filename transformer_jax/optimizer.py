@@ -1,0 +1,142 @@
+"""OptimizerConfig -> an Optax optimizer and its schedule. Parameters are told apart by the names that they end in."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from optax import contrib
+
+from transformer_jax.config import OptimizerConfig
+
+Tree = Any
+
+
+def path_names(path: tuple[Any, ...]) -> list[str]:
+    """The names along a path of `jax.tree_util`."""
+    return [str(getattr(part, "key", getattr(part, "name", getattr(part, "idx", part)))) for part in path]
+
+
+def map_named(f: Callable[[list[str], Any], Any], tree: Tree) -> Tree:
+    """`f(names along the path, leaf)` for every leaf."""
+    return jax.tree_util.tree_map_with_path(lambda path, leaf: f(path_names(path), leaf), tree)
+
+
+def decays(params: Tree) -> Tree:
+    """True for the weights of linear maps (`w_...`), False for norms, biases, embeddings and position tables."""
+    return map_named(lambda names, _: names[-1].startswith("w_"), params)
+
+
+def describe_decay(params: Tree, config: OptimizerConfig) -> str:
+    """One line that says what decays and what does not."""
+    flags = jax.tree.leaves(decays(params))
+    sizes = [leaf.size for leaf in jax.tree.leaves(params)]
+    decayed = sum(size for size, flag in zip(sizes, flags, strict=True) if flag)
+    return (
+        f"weight decay {config.weight_decay:g} on {sum(flags)} arrays named w_* ({decayed:,} parameters); none on "
+        f"{len(flags) - sum(flags)} scale_*, bias_*, b_*, table_*, position_* ({sum(sizes) - decayed:,})"
+    )
+
+
+def _inverse_sqrt(config: OptimizerConfig, steps: int, warmup: int) -> optax.Schedule:
+    shift = max(warmup, 1)
+    return lambda step: config.learning_rate * jnp.sqrt(shift / jnp.maximum(step + shift, 1))
+
+
+def _wsd(config: OptimizerConfig, steps: int, warmup: int) -> optax.Schedule:
+    peak, decay = config.learning_rate, int(config.decay_fraction * (steps + warmup))
+    stable = max(steps - decay, 0)
+    fall = optax.linear_schedule(peak, peak * config.final_fraction, max(steps - stable, 1))
+    return optax.join_schedules([optax.constant_schedule(peak), fall], [stable])
+
+
+# name: (config, steps after the warm-up, steps of warm-up) -> learning rate by steps after the warm-up
+SCHEDULES: dict[str, Callable[[OptimizerConfig, int, int], optax.Schedule]] = {
+    "constant": lambda config, steps, warmup: optax.constant_schedule(config.learning_rate),
+    "linear": lambda config, steps, warmup: optax.linear_schedule(
+        config.learning_rate, config.learning_rate * config.final_fraction, steps
+    ),
+    "cosine": lambda config, steps, warmup: optax.cosine_decay_schedule(
+        config.learning_rate, steps, config.final_fraction
+    ),
+    "inverse-sqrt": _inverse_sqrt,
+    "wsd": _wsd,
+}
+
+
+def make_schedule(config: OptimizerConfig, steps: int) -> optax.Schedule:
+    """Learning rate by step: a linear warm-up to the peak, then what `schedule` says until `steps`.
+
+    The first step's rate is peak / warm-up, not 0, which would waste it.
+    """
+    warmup = steps // 10 if config.warmup_steps is None else config.warmup_steps
+    after = SCHEDULES[config.schedule](config, max(steps - warmup, 1), warmup)
+    rise = lambda step: config.learning_rate * (step + 1) / max(warmup, 1)  # noqa: E731
+    return optax.join_schedules([rise, after], [warmup]) if warmup else after
+
+
+def _muon_axes(params: Tree) -> Tree:
+    """Which axes of a weight are its matrix's rows and columns: D is one side, the other letters the other.
+
+    The output layer and the embeddings are left to AdamW, as in Jordan 2024.
+    """
+
+    def axes(names: list[str], leaf: Any) -> contrib.MuonDimensionNumbers | None:
+        name = names[-1]
+        if not name.startswith("w_") or names[0] == "output":
+            return None
+        letters = name[2:]
+        width = letters.index("D")
+        others = tuple(i for i, letter in enumerate(letters) if letter != "D")
+        pair = ((width,), others) if width == 0 else (others, (width,))
+        return contrib.MuonDimensionNumbers(*pair)
+
+    return map_named(axes, params)
+
+
+def _adamw(config: OptimizerConfig, rate: optax.Schedule) -> optax.GradientTransformation:
+    return optax.adamw(rate, config.b1, config.b2, config.eps, weight_decay=config.weight_decay, mask=decays)
+
+
+def _adafactor(config: OptimizerConfig, rate: optax.Schedule) -> optax.GradientTransformation:
+    # Optax adds this decay after the learning rate, once a step; times the peak it is of the size of the others
+    decay = config.weight_decay * config.learning_rate or None
+    return optax.adafactor(rate, multiply_by_parameter_scale=False, weight_decay_rate=decay, weight_decay_mask=decays)
+
+
+def _lion(config: OptimizerConfig, rate: optax.Schedule) -> optax.GradientTransformation:
+    return optax.lion(rate, config.b1, config.b2, weight_decay=config.weight_decay, mask=decays)
+
+
+def _muon(config: OptimizerConfig, rate: optax.Schedule) -> optax.GradientTransformation:
+    return contrib.muon(
+        rate,
+        beta=config.b1,
+        weight_decay=config.weight_decay,
+        weight_decay_mask=decays,
+        adam_b1=config.b1,
+        adam_b2=config.b2,
+        muon_weight_dimension_numbers=_muon_axes,
+        consistent_rms=0.2,  # updates as large as AdamW's, so one learning rate serves both (Liu et al. 2025, 2.2)
+    )
+
+
+def _sgd(config: OptimizerConfig, rate: optax.Schedule) -> optax.GradientTransformation:
+    decay = optax.add_decayed_weights(config.weight_decay, decays)
+    return optax.chain(decay, optax.sgd(rate, config.b1 or None))
+
+
+OPTIMIZERS: dict[str, Callable[[OptimizerConfig, optax.Schedule], optax.GradientTransformation]] = {
+    "adamw": _adamw,
+    "adafactor": _adafactor,
+    "lion": _lion,
+    "muon": _muon,
+    "sgd": _sgd,
+}
+
+
+def make_optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransformation:
+    """The optimizer of a run of `steps` steps: gradients are clipped by their global norm, then the update is made."""
+    update = OPTIMIZERS[config.name](config, make_schedule(config, steps))
+    return optax.chain(optax.clip_by_global_norm(config.clip_norm), update) if config.clip_norm else update

@@ -1,0 +1,299 @@
+"""Named runs. Each is a function that returns its config and says its command, what it needs and what to expect."""
+
+from collections.abc import Callable
+
+from transformer_jax.config import (
+    DataConfig,
+    LossConfig,
+    ModelConfig,
+    OptimizerConfig,
+    RopeConfig,
+    RunConfig,
+    nearest,
+)
+from transformer_jax.errors import InputError
+
+RECIPES: dict[str, Callable[[], RunConfig]] = {}
+
+
+def recipe(make: Callable[[], RunConfig]) -> Callable[[], RunConfig]:
+    """Enters a function under its name, with dashes."""
+    RECIPES[make.__name__.replace("_", "-")] = make
+    return make
+
+
+def find_recipe(name: str) -> RunConfig:
+    """The config of a recipe.
+
+    Raises:
+        InputError: there is none of that name.
+    """
+    if name not in RECIPES:
+        raise InputError(f"Unknown recipe {name!r}.{nearest(name, RECIPES)} The recipes are {', '.join(RECIPES)}.")
+    return RECIPES[name]()
+
+
+@recipe
+def dates() -> RunConfig:
+    """`python train.py`: dates in 26 languages -> ISO 8601, the embedded default, minutes on a laptop."""
+    return RunConfig(
+        recipe="dates",
+        steps=600,
+        batch_size=16,
+        eval_every=200,
+        max_new_tokens=16,
+        model=ModelConfig(
+            d_model=128, num_layers=2, num_heads=4, d_ff=256, max_length=128, position="rope", norm="rmsnorm", use_bias=False
+        ),
+        data=DataConfig(embedded="dates", tokenizer="char", target_length=80),
+        optimizer=OptimizerConfig(learning_rate=3e-3),
+    )
+
+
+@recipe
+def code() -> RunConfig:
+    """`python train.py code`: the Python standard library on this machine, a decoder-only model of its text."""
+    return RunConfig(
+        recipe="code",
+        steps=1000,
+        batch_size=16,
+        model=_small("decoder-only", max_length=256),
+        data=DataConfig(embedded="code", tokenizer_size=4000),
+        optimizer=OptimizerConfig(learning_rate=2e-3, weight_decay=0.1),
+    )
+
+
+def _small(mode: str, **changes) -> ModelConfig:
+    """A model for a laptop, of today's usual parts."""
+    config = ModelConfig(
+        mode=mode,
+        d_model=256,
+        num_layers=3 if mode == "encoder-decoder" else 6,
+        num_heads=4,
+        d_ff=1024,
+        position="rope",
+        norm="rmsnorm",
+        use_bias=False,
+    )
+    return config.replace(**changes)
+
+
+@recipe
+def text() -> RunConfig:
+    """`python train.py text --data.train FILE...`: a decoder-only model of any plain text."""
+    return RunConfig(
+        recipe="text",
+        steps=2000,
+        batch_size=16,
+        model=_small("decoder-only", max_length=256),
+        data=DataConfig(tokenizer_size=4000),
+        optimizer=OptimizerConfig(learning_rate=2e-3, weight_decay=0.1),
+    )
+
+
+@recipe
+def pairs() -> RunConfig:
+    """`python train.py pairs --data.train SOURCE TARGET`: an encoder-decoder that turns one text into another."""
+    return RunConfig(
+        recipe="pairs",
+        steps=2000,
+        batch_size=32,
+        eval_every=500,
+        model=_small("encoder-decoder", max_length=128, dropout_rate=0.1),
+        data=DataConfig(tokenizer_size=8000),
+        optimizer=OptimizerConfig(learning_rate=2e-3),
+        loss=LossConfig(label_smoothing=0.1),
+    )
+
+
+@recipe
+def shakespeare_char() -> RunConfig:
+    """`python train.py shakespeare-char --data.train tinyshakespeare.txt`: nanoGPT's character model, its CPU settings.
+
+    4 layers, 4 heads, d_model 128, context 64, batch 12, 2,000 steps, no dropout. Published: validation loss 1.88, an
+    estimate over random batches; ours is over the whole validation split. About 2 minutes on 2 cores.
+    """
+    return RunConfig(
+        recipe="shakespeare-char",
+        steps=2000,
+        batch_size=12,
+        eval_every=500,
+        eval_rows=512,
+        model=ModelConfig(
+            mode="decoder-only",
+            d_model=128,
+            num_layers=4,
+            num_heads=4,
+            max_length=64,
+            position="learned",
+            activation="gelu",
+            use_bias=False,
+            scale_embeddings=False,
+        ),
+        data=DataConfig(tokenizer="char"),
+        optimizer=OptimizerConfig(
+            learning_rate=1e-3, warmup_steps=100, b2=0.99, weight_decay=0.1, schedule="cosine", final_fraction=0.1
+        ),
+    )
+
+
+@recipe
+def multi30k_tiny() -> RunConfig:
+    """`python train.py multi30k-tiny --data.train train.en.gz train.de.gz --data.validation val.en.gz val.de.gz`.
+
+    Transformer-Tiny of Wu et al. 2021 (Good for Misconceived Reasons, table 2): post-norm, 4 + 4 layers, d_model 128,
+    d_ff 256, 8,000 updates of about 8,000 tokens, inverse square root from 0.005 after 2,000 steps.
+    """
+    return RunConfig(
+        recipe="multi30k-tiny",
+        steps=8000,
+        batch_size=64,
+        eval_every=1000,
+        model=ModelConfig(
+            d_model=128,
+            num_layers=4,
+            num_heads=4,
+            d_ff=256,
+            max_length=128,
+            norm_placement="post",
+            dropout_rate=0.3,
+        ),
+        data=DataConfig(tokenizer_size=10_000),
+        optimizer=OptimizerConfig(
+            learning_rate=5e-3, schedule="inverse-sqrt", warmup_steps=2000, b2=0.98, weight_decay=0.0, clip_norm=0.0
+        ),
+        loss=LossConfig(label_smoothing=0.1),
+    )
+
+
+def _vaswani(name: str, **changes) -> RunConfig:
+    model = ModelConfig(vocab_size=37_000, norm_placement="post", max_length=256).replace(**changes)
+    rate = (model.d_model * 4000) ** -0.5  # the paper's formula at the end of its 4,000 steps of warm-up
+    return RunConfig(
+        recipe=name,
+        steps=100_000 if model.d_model == 512 else 300_000,
+        batch_size=128,
+        eval_every=2000,
+        model=model,
+        data=DataConfig(tokenizer_size=37_000),
+        optimizer=OptimizerConfig(
+            learning_rate=rate, schedule="inverse-sqrt", warmup_steps=4000, eps=1e-9, weight_decay=0.0, clip_norm=0.0
+        ),
+        loss=LossConfig(label_smoothing=0.1),
+    )
+
+
+@recipe
+def transformer_base() -> RunConfig:
+    """`python train.py transformer-base --data.train SOURCE TARGET`: Vaswani et al. 2017, table 3, base.
+
+    63,082,496 parameters; published 27.3 BLEU on WMT14 English-German after 100,000 steps of 25,000 + 25,000 tokens.
+    Not run here: an accelerator's work.
+    """
+    return _vaswani("transformer-base", dropout_rate=0.1)
+
+
+@recipe
+def transformer_big() -> RunConfig:
+    """`python train.py transformer-big --data.train SOURCE TARGET`: Vaswani et al. 2017, table 3, big.
+
+    214,245,376 parameters; published 28.4 BLEU on WMT14 English-German after 300,000 steps. Not run here.
+    """
+    return _vaswani("transformer-big", d_model=1024, num_heads=16, d_ff=4096, dropout_rate=0.3)
+
+
+@recipe
+def gpt2_124m() -> RunConfig:
+    """`python train.py gpt2-124m --data.train FILE...`: GPT-2 small (Radford et al. 2019) with nanoGPT's settings.
+
+    124,439,808 parameters; published loss 2.85 on OpenWebText after 600,000 steps of 491,520 tokens. Not run here.
+    """
+    return RunConfig(
+        recipe="gpt2-124m",
+        steps=600_000,
+        batch_size=480,
+        eval_every=1000,
+        model=ModelConfig(
+            mode="decoder-only",
+            vocab_size=50_257,
+            d_model=768,
+            num_layers=12,
+            num_heads=12,
+            max_length=1024,
+            position="learned",
+            activation="gelu_tanh",
+            norm_eps=1e-5,
+            scale_embeddings=False,
+            dtype="bfloat16",
+        ),
+        data=DataConfig(tokenizer_size=50_257),
+        optimizer=OptimizerConfig(learning_rate=6e-4, warmup_steps=2000, b2=0.95, weight_decay=0.1, accumulate=40),
+    )
+
+
+@recipe
+def t5_small() -> RunConfig:
+    """`python train.py t5-small --data.train FILE...`: T5 small (Raffel et al. 2020), span corruption.
+
+    60,506,624 parameters with its 32,128 entries. Published after 2^19 steps of 2^16 tokens. Not run here.
+    """
+    return RunConfig(
+        recipe="t5-small",
+        steps=524_288,
+        batch_size=128,
+        eval_every=5000,
+        model=ModelConfig(
+            vocab_size=32_128,
+            d_model=512,
+            num_layers=6,
+            num_heads=8,
+            d_ff=2048,
+            max_length=512,
+            position="t5",
+            norm="rmsnorm",
+            use_bias=False,
+            query_scale=1.0,
+            scale_embeddings=False,
+            scale_logits=True,
+        ),
+        data=DataConfig(tokenizer="unigram", tokenizer_size=32_000, objective="span-corruption", target_length=128),
+        optimizer=OptimizerConfig(
+            name="adafactor", learning_rate=1e-2, schedule="inverse-sqrt", warmup_steps=10_000, weight_decay=0.0
+        ),
+    )
+
+
+@recipe
+def llama_1b() -> RunConfig:
+    """`python train.py llama-1b --data.train FILE...`: the shape of Llama 3.2 1B, 1,235,814,400 parameters.
+
+    Not run here: an accelerator's work.
+    """
+    return RunConfig(
+        recipe="llama-1b",
+        steps=100_000,
+        batch_size=256,
+        eval_every=1000,
+        model=ModelConfig(
+            mode="decoder-only",
+            vocab_size=128_256,
+            d_model=2048,
+            num_layers=16,
+            num_heads=32,
+            num_kv_heads=8,
+            head_dim=64,
+            d_ff=8192,
+            max_length=4096,
+            position="rope",
+            rope=RopeConfig(base=500_000.0, scaling="llama3", factor=32.0),
+            norm="rmsnorm",
+            norm_eps=1e-5,
+            activation="silu",
+            gated=True,
+            use_bias=False,
+            scale_embeddings=False,
+            dtype="bfloat16",
+        ),
+        data=DataConfig(tokenizer_size=128_256),
+        optimizer=OptimizerConfig(learning_rate=3e-4, warmup_steps=2000, b2=0.95, weight_decay=0.1, accumulate=8),
+    )

@@ -1,0 +1,71 @@
+"""A trained run, as users hold it: its config, model, parameters and tokenizer."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from transformer_jax.checkpoint import Checkpoints
+from transformer_jax.config import ModelConfig, RunConfig
+from transformer_jax.config_file import read_config
+from transformer_jax.data.objectives import ARRANGEMENTS
+from transformer_jax.data.tokenizer import Tokenizer, load_tokenizer
+from transformer_jax.errors import CheckpointError, InputError
+from transformer_jax.model.transformer import Transformer
+from transformer_jax.tokens import Tokens
+
+CONFIG, TOKENIZER, CHECKPOINTS = "config.json", "tokenizer.json", "checkpoints"
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """What `load_run` returns.
+
+    Attributes:
+        config: all settings of the run.
+        model: the Transformer.
+        params: its parameters, those that evaluation uses.
+        tokenizer: text <-> ids.
+        step: the number of updates that made the parameters.
+    """
+
+    config: RunConfig
+    model: Transformer
+    params: Any
+    tokenizer: Tokenizer
+    step: int
+
+
+def example_inputs(config: ModelConfig, batch_size: int = 1, length: int = 2) -> tuple[Tokens, Tokens | None]:
+    """Inputs of the right form for `init`, all ones: (target, source or None)."""
+    tokens = Tokens.from_ids(jnp.ones((batch_size, length), jnp.int32))
+    return tokens, tokens if ARRANGEMENTS[config.mode].has_source else None
+
+
+def abstract_params(config: ModelConfig) -> Any:
+    """The parameters' shapes and types, without memory."""
+    target, source = example_inputs(config)
+    return jax.eval_shape(Transformer(config).init, jax.random.key(0), target, source)["params"]
+
+
+def load_run(folder: str | Path) -> Run:
+    """The newest checkpoint of a run, ready to use.
+
+    Raises:
+        InputError: the folder is no run's.
+        CheckpointError: there is no checkpoint that can be read.
+    """
+    folder = Path(folder)
+    for name in (CONFIG, TOKENIZER, CHECKPOINTS):
+        if not (folder / name).exists():
+            raise InputError(f"{folder}: not a run's folder, or one without a checkpoint yet: it has no {name}.")
+    config, tokenizer = read_config(folder / CONFIG), load_tokenizer(folder / TOKENIZER)
+    template = abstract_params(config.model)
+    with Checkpoints(folder / CHECKPOINTS) as checkpoints:
+        step = checkpoints.latest
+        if step is None:
+            raise CheckpointError(f"{folder / CHECKPOINTS}: no checkpoint found.")
+        params = checkpoints.params(step, template)
+    return Run(config, Transformer(config.model), params, tokenizer, step)
