@@ -19,11 +19,38 @@ from babel.core import get_cldr_version
 
 # Gregorian calendars written with Western digits, in Latin, Cyrillic, Greek, Devanagari, Han, kana and Hangul
 # script. Croatian stays out: its "listopad" is October where the Polish and Czech one is November.
-LOCALES = "en_US en_GB de fr es it pt nl sv da nb fi pl cs hu ro tr id vi ru uk el hi ja zh ko".split()
+LOCALES = [
+    "en_US",
+    "en_GB",
+    "de",
+    "fr",
+    "es",
+    "it",
+    "pt",
+    "nl",
+    "sv",
+    "da",
+    "nb",
+    "fi",
+    "pl",
+    "cs",
+    "hu",
+    "ro",
+    "tr",
+    "id",
+    "vi",
+    "ru",
+    "uk",
+    "el",
+    "hi",
+    "ja",
+    "zh",
+    "ko",
+]
 STANDARD = ("full", "long", "medium")
 SKELETONS = ("yMMMd", "yMMMEd", "yMMMMd", "yMMMMEd", "yMMMMEEEEd")
 FIELD = re.compile(r"''|'[^']*'|([a-zA-Z])\1*")
-RENDERED = set("y M MM MMM MMMM L LL LLL LLLL d dd E EEE EEEE ccc cccc".split())
+RENDERED = {"y", "M", "MM", "MMM", "MMMM", "L", "LL", "LLL", "LLLL", "d", "dd", "E", "EEE", "EEEE", "ccc", "cccc"}
 MONTHS = {"MMM": ("format", "abbreviated"), "MMMM": ("format", "wide")}
 MONTHS |= {"LLL": ("stand-alone", "abbreviated"), "LLLL": ("stand-alone", "wide")}
 DAYS = {"EEE": ("format", "abbreviated"), "EEEE": ("format", "wide")}
@@ -56,9 +83,7 @@ def entry(name: str) -> dict[str, object]:
     candidates += [skeletons[key].pattern for key in SKELETONS if key in skeletons]
     patterns = list(dict.fromkeys(pattern for pattern in candidates if recoverable(pattern)))
     used = {field for pattern in patterns for field in fields(pattern)} | {"MMM", "MMMM", "EEE", "EEEE"}
-    names = {
-        key: [locale.months[a][b][i] for i in range(1, 13)] for key, (a, b) in MONTHS.items() if key in used
-    }
+    names = {key: [locale.months[a][b][i] for i in range(1, 13)] for key, (a, b) in MONTHS.items() if key in used}
     names |= {key: [locale.days[a][b][i] for i in range(7)] for key, (a, b) in DAYS.items() if key in used}
     return {"names": names, "patterns": patterns}
 

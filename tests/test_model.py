@@ -1,4 +1,4 @@
-"""Laws of the model over VARIANTS: shapes, time, padding, packing, the switch, the cache, and each part by its formula."""
+"""Laws of the model over VARIANTS: the switch, who sees whom, equal numbers by other ways, parts by their formulas."""
 
 import math
 import typing
@@ -9,19 +9,35 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict, unflatten_dict
-from variants import CHOICES, SOURCE, TARGET, VARIANTS
-from variants import change, compiled, document, example, forward, has_source, jit, name, pack, variables, variant
+from variants import (
+    CHOICES,
+    SOURCE,
+    TARGET,
+    VARIANTS,
+    change,
+    compiled,
+    document,
+    example,
+    forward,
+    has_source,
+    jit,
+    name,
+    pack,
+    variables,
+    variant,
+)
 
 from transformer_jax import ModelConfig, Tokens, Transformer
 from transformer_jax.axes import letters_of
 from transformer_jax.config import RopeConfig
 from transformer_jax.model import positions
-from transformer_jax.model.attention import KeyValue, attend, sees
+from transformer_jax.model.attention import KeyValue, Sight, attend, sees
 from transformer_jax.model.cache import Cache
 from transformer_jax.model.layers import Einsum
 
 TOLERANCE = {"float32": 1e-5, "bfloat16": 0.1}  # of logits, whose standard deviation is about 1.2
-every_variant = pytest.mark.parametrize("config", VARIANTS, ids=name)
+# of the module: all laws over one variant run one after the other, in one process
+every_variant = pytest.mark.parametrize("config", VARIANTS, ids=name, scope="module")
 
 
 def assert_close(logits, wanted, config):
@@ -92,11 +108,11 @@ def test_a_source_is_for_an_encoder():
         jax.eval_shape(Transformer(one.replace(vocab_size=None)).init, jax.random.key(0), target)
 
 
-@pytest.mark.parametrize(("spec", "fan_in"), [("BTD,DHK->BTHK", 128), ("BTHK,HKD->BTD", 96), ("BTF,FD->BTD", 512)])
+@pytest.mark.parametrize(("spec", "fan_in"), [("BTD,DHK->BTHK", 128), ("BTHK,HKD->BTD", 96)])
 def test_linear_layers_keep_the_variance(spec, fan_in):
     """Weights start with mean 0 and variance 1 / fan-in (to 5 %), biases at 0."""
     config = ModelConfig(d_model=128, num_heads=4, head_dim=24)
-    lengths = dict(B=1, T=1, D=128, H=4, K=24, F=512)
+    lengths = dict(B=1, T=1, D=128, H=4, K=24)
     x = jnp.zeros([lengths[letter] for letter in spec.split(",")[0]])
     params = Einsum(spec, config, bias=True).init(jax.random.key(0), x)["params"]
     weight = next(value for path, value in params.items() if path.startswith("w_"))
@@ -153,9 +169,9 @@ def test_packed_documents_are_alone(config):
 @every_variant
 def test_rows_are_alone(config):
     """Rows in another order give the same logits in that order (to 1e-6)."""
-    example_, order = example(config), np.array([2, 0, 1])
-    logits = forward(config, *take(example_, order))
-    np.testing.assert_allclose(logits, forward(config, *example_)[order], rtol=0, atol=1e-6)
+    inputs, order = example(config), np.array([2, 0, 1])
+    logits = forward(config, *take(inputs, order))
+    np.testing.assert_allclose(logits, forward(config, *inputs)[order], rtol=0, atol=1e-6)
 
 
 @every_variant
@@ -264,7 +280,7 @@ def test_cached_decoding_is_the_forward_pass(config):
     one_by_one = (half, *[1] * half) if config.prefix_attention == "bidirectional" else (1,) * TARGET
     full = forward(config, target, source)
     assert_close(in_chunks(config, target, source, one_by_one), full, config)
-    if config.num_layers > 1 or not has_source(config):  # the others save 10 s of compiling
+    if config.cross_position == "same" or not has_source(config):  # the others would take 10 s more to compile
         assert_close(in_chunks(config, target, source, (half, half)), full, config)
 
 
@@ -304,13 +320,13 @@ def test_float64_is_close_to_float32():
     assert_close(logits, forward(config, target, source), config)
 
 
-@pytest.mark.parametrize("config", [variant("plain", "encoder-decoder"), variant("rope-gqa")], ids=name)
+@pytest.mark.parametrize("config", [variant("plain"), variant("rope-gqa", "encoder-decoder")], ids=name)
 def test_dropout_is_its_key(config):
     """No key is no dropout, one key is one mask, two keys are two."""
-    example_, still = example(config), config.replace(dropout_rate=0.0, attention_dropout_rate=0.0)
-    plain = forward(config, *example_)
-    np.testing.assert_array_equal(forward(still, *example_), plain)
-    first, again, other = (forward(config, *example_, dropout=jax.random.key(seed)) for seed in (1, 1, 2))
+    inputs, still = example(config), config.replace(dropout_rate=0.0, attention_dropout_rate=0.0)
+    plain = forward(config, *inputs)
+    np.testing.assert_array_equal(forward(still, *inputs), plain)
+    first, again, other = (forward(config, *inputs, dropout=jax.random.key(seed)) for seed in (1, 1, 2))
     np.testing.assert_array_equal(first, again)
     for a, b in ((first, plain), (first, other)):
         assert (a != b).any((1, 2)).all()
@@ -330,7 +346,7 @@ def test_relative_positions_do_not_shift(config):
 
 
 def test_attention_is_its_formula():
-    """Softmax(capped logits + bias) times values, head by head in float64 NumPy, to 1e-5; zeros where no key is seen."""
+    """Softmax(capped logits + bias) times values, by a loop in NumPy, to 1e-5; zeros where no key is seen."""
     B, T, S, H, G, K, cap = 2, 5, 7, 6, 2, 4, 3.0
     random = np.random.default_rng(0)
     q, k, v = (random.normal(0, 1.5, shape) for shape in ((B, T, H, K), (B, S, G, K), (B, S, G, K)))
@@ -341,8 +357,8 @@ def test_attention_is_its_formula():
         logits = k[b, :, h // (H // G)] @ q[b, t, h] + bias[b, h, t]
         weights = np.exp(cap * np.tanh(logits / cap)) * mask[b, t]
         wanted[b, t, h] = weights @ v[b, :, h // (H // G)] / max(weights.sum(), 1e-9)
-    arrays = [jnp.asarray(array, jnp.float32) for array in (q, k, v, bias)]
-    got = attend(arrays[0], KeyValue(*arrays[1:3]), jnp.asarray(mask), arrays[3], cap, lambda x: x)
+    q, k, v, bias = (jnp.asarray(array, jnp.float32) for array in (q, k, v, bias))
+    got = attend(q, KeyValue(k, v), Sight(jnp.asarray(mask), bias), cap, lambda x: x)
     np.testing.assert_allclose(got, wanted, rtol=0, atol=1e-5)
     assert not np.any(got[0, 3])
 
@@ -433,7 +449,7 @@ def test_alibi_slopes_are_the_papers():
 
 
 @pytest.mark.parametrize("causal", [True, False])
-@pytest.mark.parametrize(("buckets", "furthest"), [(32, 128), (8, 20), (12, 16), (64, 1000)])
+@pytest.mark.parametrize(("buckets", "furthest"), [(32, 128), (8, 20), (12, 16), (64, 500)])
 def test_t5_buckets_are_their_rule(causal, buckets, furthest):
     """Exact for the near half, then as many equal steps of the logarithm up to the furthest, in exact fractions."""
 
@@ -446,6 +462,6 @@ def test_t5_buckets_are_their_rule(causal, buckets, furthest):
         ratio, whole = Fraction(distance, exact) ** steps, Fraction(furthest, exact)
         return after + exact + max(step for step in range(steps) if whole**step <= ratio)
 
-    distances = np.arange(-3 * furthest, 3 * furthest)
+    distances = np.arange(-furthest - 50, furthest + 50)
     got = positions.t5_bucket(jnp.asarray(distances), causal, buckets, furthest)
     assert np.asarray(got).tolist() == [bucket(int(distance)) for distance in distances]

@@ -111,7 +111,9 @@ class GenerateArguments:
                 raise ValueError(f"{name.replace('_', '-')}={getattr(self, name)} must be at least 1.")
         for name in ("beam_size", "num_return"):
             if getattr(self, name) > 1:
-                raise ValueError(f"{name.replace('_', '-')}={getattr(self, name)}: only 1 so far; beam search is not built yet.")
+                raise ValueError(
+                    f"{name.replace('_', '-')}={getattr(self, name)}: only 1 so far; beam search is not built yet."
+                )
         if self.temperature is not None and not 0 < self.temperature < float("inf"):
             raise ValueError(f"temperature={self.temperature} must be above 0 and finite.")
         if self.top_k is not None and self.top_k < 1:
@@ -157,7 +159,9 @@ def command_generate(arguments: list[str]) -> int:
             raise InputError(
                 f"{where}: {size} tokens, and {wanted} new ones, are longer than the model's max_length={most}."
             )
-    drawing = {name: getattr(args, name) for name in ("temperature", "top_k", "top_p") if getattr(args, name) is not None}
+    drawing = {
+        name: getattr(args, name) for name in ("temperature", "top_k", "top_p") if getattr(args, name) is not None
+    }
     options = drawing | ({"key": jax.random.key(args.seed)} if drawing else {})
     if args.max_new_tokens is not None:
         options["max_new_tokens"] = args.max_new_tokens
@@ -212,7 +216,9 @@ def command_describe(arguments: list[str]) -> int:
 
     if arguments and not arguments[0].startswith("-") and (Path(arguments[0]) / "config.json").exists():
         run = read_config(Path(arguments[0]) / "config.json")
-        run = _parse(RunConfig, "transformer-jax describe RUN", arguments[1:], f"Describes {arguments[0]}.", opened(run))
+        run = _parse(
+            RunConfig, "transformer-jax describe RUN", arguments[1:], f"Describes {arguments[0]}.", opened(run)
+        )
     else:
         run = parse_run(arguments)
     describe(run)
@@ -229,7 +235,9 @@ COMMANDS: dict[str, Callable[[list[str]], int]] = {
 
 def _usage() -> str:
     lines = [f"  {name:10} {command.__doc__}" for name, command in COMMANDS.items()]
-    return "usage: transformer-jax COMMAND ...\n\n" + "\n".join(lines) + "\n\ntransformer-jax COMMAND --help says more.\n"
+    return (
+        "usage: transformer-jax COMMAND ...\n\n" + "\n".join(lines) + "\n\ntransformer-jax COMMAND --help says more.\n"
+    )
 
 
 def run_command(arguments: list[str]) -> int:
@@ -240,7 +248,9 @@ def run_command(arguments: list[str]) -> int:
     name, rest = arguments[0], arguments[1:]
     try:
         if name not in COMMANDS:
-            raise InputError(f"Unknown command {name!r}.{nearest(name, COMMANDS)} The commands are {', '.join(COMMANDS)}.")
+            raise InputError(
+                f"Unknown command {name!r}.{nearest(name, COMMANDS)} The commands are {', '.join(COMMANDS)}."
+            )
         return COMMANDS[name](rest)
     except (InputError, CheckpointError) as error:
         print(f"transformer-jax: {error}", file=sys.stderr)

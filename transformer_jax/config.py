@@ -208,7 +208,9 @@ class ModelConfig:
     """Of parameters."""
 
     def __post_init__(self) -> None:
-        derived = frozenset(f.name for f in dataclasses.fields(self) if f.default is None and getattr(self, f.name) is None)
+        derived = frozenset(
+            f.name for f in dataclasses.fields(self) if f.default is None and getattr(self, f.name) is None
+        )
         object.__setattr__(self, "_derived", derived - {"query_scale", "attention_softcap", "logits_softcap"})
         check_types(self)
         _at_least(self, 1, "vocab_size", "d_model", "num_layers", "num_encoder_layers", "num_heads", "num_kv_heads")
@@ -238,7 +240,9 @@ class ModelConfig:
                 f"try num_kv_heads={math.gcd(self.num_heads, self.num_kv_heads)}."
             )
         if self.position == "sinusoidal" and self.d_model % 2:
-            raise ValueError(f"d_model={self.d_model} must be even for position='sinusoidal' (pairs of sine and cosine).")
+            raise ValueError(
+                f"d_model={self.d_model} must be even for position='sinusoidal' (pairs of sine and cosine)."
+            )
         if self.position == "rope" and (width := self.head_dim * self.rope.fraction) % 2:
             raise ValueError(
                 f"head_dim={self.head_dim} times rope.fraction={self.rope.fraction} is {width}; position='rope' turns "
@@ -254,7 +258,7 @@ class ModelConfig:
 
     def replace(self, **changes: Any) -> Self:
         """The same config with some fields changed and the derived fields derived anew."""
-        return dataclasses.replace(self, **{name: None for name in vars(self)["_derived"]} | changes)
+        return dataclasses.replace(self, **dict.fromkeys(vars(self)["_derived"]) | changes)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -379,7 +383,9 @@ class ParallelConfig:
         for part in self.mesh.split(","):
             name, _, size = part.strip().partition("=")
             if name not in known:
-                raise ValueError(f"mesh={self.mesh!r}: the axes are {', '.join(known)}; got {name!r}.{nearest(name, known)}")
+                raise ValueError(
+                    f"mesh={self.mesh!r}: the axes are {', '.join(known)}; got {name!r}.{nearest(name, known)}"
+                )
             if name in axes:
                 raise ValueError(f"mesh={self.mesh!r} names {name} twice.")
             if not size.lstrip("-").isdigit() or (int(size) < 1 and int(size) != -1):
@@ -446,7 +452,9 @@ class RunConfig:
         if self.seed >= 2**32:
             raise ValueError(f"seed={self.seed} must be below 2**32.")
         if (self.optimizer.warmup_steps or 0) > self.steps:
-            raise ValueError(f"optimizer.warmup_steps={self.optimizer.warmup_steps} must not exceed steps={self.steps}.")
+            raise ValueError(
+                f"optimizer.warmup_steps={self.optimizer.warmup_steps} must not exceed steps={self.steps}."
+            )
         if self.batch_size % self.optimizer.accumulate:
             raise ValueError(
                 f"batch_size={self.batch_size} must be a multiple of optimizer.accumulate={self.optimizer.accumulate}."

@@ -93,7 +93,7 @@ def differences(old: RunConfig, new: RunConfig) -> list[str]:
 
 
 def opened(config: Any) -> Any:
-    """The config with its derived fields None again, for a parser to fill in. It is not checked until it is made anew."""
+    """The config with its derived fields None again, for a parser to fill in; not checked until made anew."""
     copy = object.__new__(type(config))
     derived = vars(config).get("_derived", ())
     for field in dataclasses.fields(config):

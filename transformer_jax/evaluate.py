@@ -30,7 +30,12 @@ def make_evaluator(model: Transformer, partitioner: Partitioner) -> Evaluator:
         tokens = max(total["tokens"], 1)
         mean = total["loss"] / tokens
         perplexity = math.exp(min(mean, 700))
-        return {"loss": mean, "perplexity": perplexity, "accuracy": total["correct"] / tokens, "tokens": total["tokens"]}
+        return {
+            "loss": mean,
+            "perplexity": perplexity,
+            "accuracy": total["correct"] / tokens,
+            "tokens": total["tokens"],
+        }
 
     return evaluate
 
@@ -41,7 +46,11 @@ def answer(
     """The model's output for each text, in order; the options are those of `generate`."""
     outputs = [""] * len(texts)
     prompts = prompts_of(texts, config, tokenizer)
-    options = {"max_new_tokens": config.max_new_tokens, "eos_id": tokenizer.eos_id, "pad_id": tokenizer.pad_id} | options
+    options = {
+        "max_new_tokens": config.max_new_tokens,
+        "eos_id": tokenizer.eos_id,
+        "pad_id": tokenizer.pad_id,
+    } | options
     for index, ids, _ in generate_all(model, params, prompts, **options):
         outputs[index] = tokenizer.decode(ids)
     return outputs
@@ -54,7 +63,8 @@ def exact_match(outputs: list[str], targets: list[str]) -> float:
 
 def translation_scores(outputs: list[str], targets: list[str]) -> dict[str, Any]:
     """Exact match, sacreBLEU (Post 2018) and chrF (Popovic 2015), the last two of 100 and with their signatures."""
-    from sacrebleu.metrics import BLEU, CHRF
+    from sacrebleu.metrics.bleu import BLEU
+    from sacrebleu.metrics.chrf import CHRF
 
     scores: dict[str, Any] = {"exact_match": exact_match(outputs, targets)}
     for name, metric in (("bleu", BLEU()), ("chrf", CHRF())):

@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -16,8 +16,7 @@ from transformer_jax.tokens import Tokens
 Array = jax.Array
 
 
-@struct.dataclass
-class Generated:
+class Generated(struct.PyTreeNode):
     """What `generate` returns.
 
     Attributes:
@@ -69,7 +68,7 @@ def _decode_loop(
     memory = model.apply(variables, source, method="encode")
 
     def decode(tokens: Tokens, cache: Cache) -> tuple[Array, Cache]:
-        return model.apply(variables, tokens, memory, cache, method="decode")
+        return cast(tuple[Array, Cache], model.apply(variables, tokens, memory, cache, method="decode"))
 
     def choose(logits_BV: Array, step: Array) -> Array:
         if not sampled:
@@ -152,8 +151,8 @@ def generate(
         raise ValueError(f"beam_size={beam_size}: only 1 so far; beam search is not built yet.")
     if max_new_tokens < 1 or prompt.ids.shape[1] + max_new_tokens > config.max_length:
         raise ValueError(
-            f"max_new_tokens={max_new_tokens} must be at least 1 and, with the prompt's {prompt.ids.shape[1]} tokens, at "
-            f"most the model's max_length={config.max_length}."
+            f"max_new_tokens={max_new_tokens} must be at least 1 and, with the prompt's {prompt.ids.shape[1]} tokens, "
+            f"at most the model's max_length={config.max_length}."
         )
     if not (0 < temperature < float("inf")):
         raise ValueError(f"temperature={temperature} must be above 0 and finite.")
@@ -190,7 +189,10 @@ def _padded(rows: Sequence[np.ndarray], count: int, length: int) -> Tokens:
     ids, used = np.zeros((2, count, length), np.int32)
     for row, sequence in enumerate(rows):
         ids[row, : len(sequence)], used[row, : len(sequence)] = sequence, 1
-    ids[len(rows) :, 0], used[len(rows) :, 0] = ids[0, 0], 1  # a row that fills up the batch needs a token to begin with
+    ids[len(rows) :, 0], used[len(rows) :, 0] = (
+        ids[0, 0],
+        1,
+    )  # a row that fills up the batch needs a token to begin with
     return Tokens(ids, used, np.maximum(np.cumsum(used, -1) - 1, 0).astype(np.int32))
 
 
@@ -217,9 +219,8 @@ def generate_all(
         longest = max(map(len, seen))
         new = min(max_new_tokens, most - longest)
         prompt = _padded(seen, batch_size, min(_bucket(longest, most), most - new) if longest > 1 else 1)
-        source = None
-        if sources[0] is not None:
-            source = _padded(sources, batch_size, _bucket(max(map(len, sources)), most))
+        read = [ids for ids in sources if ids is not None]
+        source = _padded(read, batch_size, _bucket(max(map(len, read)), most)) if read else None
         batch_key = None if key is None else jax.random.fold_in(key, start)
         result = generate(model, params, prompt, source=source, max_new_tokens=new, key=batch_key, **options)
         ids, lengths, scores = (np.asarray(x) for x in (result.ids, result.lengths, result.scores))

@@ -6,7 +6,7 @@ import hashlib
 import signal
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -89,8 +89,8 @@ def check_memory(run: RunConfig) -> int:
     if have and need > have:
         raise InputError(
             f"A model with {count:,} parameters (d_model={run.model.d_model}, num_layers={run.model.num_layers}, "
-            f"vocab_size={run.model.vocab_size}) needs {need / 1e9:,.1f} GB of memory for parameters, gradients and optimizer; "
-            f"there are {have / 1e9:,.1f} GB."
+            f"vocab_size={run.model.vocab_size}) needs {need / 1e9:,.1f} GB of memory for parameters, gradients and "
+            f"optimizer; there are {have / 1e9:,.1f} GB."
         )
     return count
 
@@ -119,8 +119,8 @@ class Trainer:
         self.partitioner = Partitioner.create(run.parallel)
         if run.batch_size % (run.optimizer.accumulate * self.partitioner.batch_parts):
             raise InputError(
-                f"batch_size={run.batch_size} must be a multiple of optimizer.accumulate={run.optimizer.accumulate} times "
-                f"the {self.partitioner.batch_parts} parts that parallel.strategy={run.parallel.strategy} splits it into."
+                f"batch_size={run.batch_size} must be a multiple of optimizer.accumulate={run.optimizer.accumulate} "
+                f"times the {self.partitioner.batch_parts} parts that parallel.strategy={run.parallel.strategy} needs."
             )
         self.model = Transformer(run.model)
         self.optimizer = make_optimizer(run.optimizer, run.steps)
@@ -133,7 +133,7 @@ class Trainer:
         params = self.model.init(key, *example_inputs(self.config.model))["params"]
         return TrainState.create(params, self.optimizer, self.config.seed, ema=self.config.optimizer.ema_decay > 0)
 
-    def compiled_step(self, state: TrainState):
+    def compiled_step(self, state: TrainState) -> Callable[[TrainState, Any], tuple[TrainState, Any]]:
         """(state, batch) -> (state, metrics), compiled; `traces` counts how often."""
         step = functools.partial(
             train_step,
@@ -160,7 +160,9 @@ class Trainer:
         if step is None:
             return self.partitioner.init(self.create_state, key)
         if (found := self.checkpoints.facts(step)) != self.facts:
-            raise InputError(f"{self.folder}: its checkpoint was made with other data: {found} -> {self.facts}. {ELSEWHERE}")
+            raise InputError(
+                f"{self.folder}: its checkpoint was made with other data: {found} -> {self.facts}. {ELSEWHERE}"
+            )
         shapes = jax.eval_shape(self.create_state, key)
         where = self.partitioner.shardings(shapes)
         abstract = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, where)
@@ -179,17 +181,17 @@ class Trainer:
     def _sample(self, step: int, state: TrainState) -> dict[str, Any]:
         run, held_out = self.config, self.data.held_out
         params = jax.tree.map(jax.device_get, state.best_params) if self.partitioner.mesh else state.best_params
-        common = dict(model=self.model, params=params, config=run, tokenizer=self.data.tokenizer)
+        respond = functools.partial(answer, model=self.model, params=params, config=run, tokenizer=self.data.tokenizer)
         if isinstance(held_out, Pairs):
             chosen = held_out.take(slice(run.num_samples))
             if not len(chosen):
                 return {}
-            outputs = answer(chosen.sources, **common)
+            outputs = respond(chosen.sources)
             lines = [f"{s}\n  expected {t}\n  output   {o}" for s, t, o in zip(*_few(chosen, outputs), strict=True)]
             scores = {"exact_match": exact_match(outputs, chosen.targets), "exact_match_sample": len(chosen)}
         else:
             starts = [document[:64] for document in held_out.documents[:3]]
-            outputs = answer(starts, **common, key=jax.random.key(run.seed), batch_size=len(starts))
+            outputs = respond(starts, key=jax.random.key(run.seed), batch_size=len(starts))
             lines = [f"{s}|{o}" for s, o in zip(starts, outputs, strict=True)]
             scores = {}
         with (self.folder / "samples.txt").open("a", encoding="utf-8") as file:
@@ -269,7 +271,7 @@ def _steps(trainer: Trainer, state: TrainState, stop: StopSignal) -> int:
             clock.count(drawn)
             if step % run.log_every == 0 or step == end:
                 numbers = {name: float(value) for name, value in metrics.items()}
-                numbers["learning_rate"] = float(trainer.schedule(step - 1))
+                numbers["learning_rate"] = float(np.asarray(trainer.schedule(step - 1)))
                 speed = clock.lap()
                 record = {"step": step, "split": "train"} | numbers | speed | {"compiles": trainer.traces}
                 writer.write(record | {"batch_sha": drawn.sha})
@@ -304,7 +306,9 @@ def _steps(trainer: Trainer, state: TrainState, stop: StopSignal) -> int:
             return DONE
         writer.write({"event": "preempted", "step": step, "reason": stop.reason or "stop_at"})
         draw_loss(trainer.folder)
-        terminal.say(f"Stopped at step {step} by {stop.reason or '--stop-at'}, all saved; the same command goes on from here.")
+        terminal.say(
+            f"Stopped at step {step} by {stop.reason or '--stop-at'}, all saved; the same command goes on from here."
+        )
         return STOPPED if stop.reason else DONE
     finally:
         writer.close()
@@ -343,5 +347,7 @@ def _finish(trainer: Trainer, state: TrainState) -> None:
     rule = BASELINES.get(run.data.embedded) if not run.data.train else None
     if rule is not None and isinstance(held_out, Pairs):
         score = exact_match([rule(source) for source in held_out.sources], held_out.targets)
-        terminal.say(f"For comparison, a rule of five lines: exact match {score:.1%} on all {len(held_out):,} unseen examples.")
+        terminal.say(
+            f"For comparison, a rule of five lines: exact match {score:.1%} on all {len(held_out):,} unseen examples."
+        )
     terminal.say(f"Done. Everything is in {trainer.folder}: loss.png, samples.txt, metrics.jsonl, checkpoints.")

@@ -78,7 +78,9 @@ def draw_loss(folder: Path) -> None:
     panel.set(xlabel="step", ylabel="loss (nats per token)", yscale="log", title="Loss")
     if scored:
         axes[0][1].plot([r["step"] for r in scored], [100 * r["exact_match"] for r in scored], marker="o", markersize=4)
-        axes[0][1].set(xlabel="step", ylabel="exact match (%)", ylim=(0, 100), title="Validation outputs equal to target")
+        axes[0][1].set(
+            xlabel="step", ylabel="exact match (%)", ylim=(0, 100), title="Validation outputs equal to target"
+        )
     for each in axes[0]:
         each.grid(alpha=0.3)
     panel.legend()

@@ -1,7 +1,7 @@
-"""Batch and logits -> sums of loss, tokens and hits. Nothing is divided here: sums add up over devices and microbatches."""
+"""Batch and logits -> sums of loss, tokens and hits. Nothing is divided: sums add up over devices and microbatches."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -47,7 +47,8 @@ def make_loss(model: Transformer, config: LossConfig) -> Loss:
 
     def loss(params: Any, batch: Batch, key: Array | None) -> tuple[Array, Sums]:
         rngs = None if key is None else {"dropout": key}
-        sums = token_sums(model.apply({"params": params}, batch.target, batch.source, rngs=rngs), batch, config)
+        logits_BTV = cast(Array, model.apply({"params": params}, batch.target, batch.source, rngs=rngs))
+        sums = token_sums(logits_BTV, batch, config)
         return sums["loss"], sums
 
     return loss

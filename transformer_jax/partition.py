@@ -38,7 +38,7 @@ def mesh_shape(config: ParallelConfig, devices: int) -> dict[str, int]:
     Raises:
         InputError: the sizes do not multiply to a number of devices that there are.
     """
-    shape = {axis: 1 for axis in MESH_AXES} | config.axes
+    shape = dict.fromkeys(MESH_AXES, 1) | config.axes
     fixed = math.prod(size for size in shape.values() if size > 0)
     shape = {axis: devices // fixed if size < 0 else size for axis, size in shape.items()}
     if math.prod(shape.values()) > devices or 0 in shape.values():
@@ -69,6 +69,10 @@ class Partitioner:
     def batch_parts(self) -> int:
         """The number of parts that a batch's rows are split into."""
         return 1 if self.mesh is None else self.mesh.shape["data"] * self.mesh.shape["fsdp"]
+
+    @property
+    def _devices(self) -> list[Any] | None:
+        return None if self.mesh is None else list(self.mesh.devices.flat)
 
     @contextlib.contextmanager
     def _scope(self) -> Iterator[None]:
@@ -107,7 +111,7 @@ class Partitioner:
         return jax.device_put(batch, NamedSharding(self.mesh, PartitionSpec(("data", "fsdp"))))
 
     def step(self, train_step: Callable[..., Any], state: Any) -> Callable[[Any, Any], Any]:
-        """Compile `train_step(state, batch)` for states like this one; the memory of the state it is given is reused."""
+        """Compile `train_step(state, batch)` for states like this one; it reuses the memory of the state."""
         if self.strategy == "pmap":
             reduce = functools.partial(jax.lax.psum, axis_name="data")
             run = jax.pmap(
@@ -115,7 +119,7 @@ class Partitioner:
                 "data",
                 in_axes=(None, 0),
                 out_axes=None,
-                devices=list(self.mesh.devices.flat),
+                devices=self._devices,
                 donate_argnums=0,
             )
         else:
@@ -138,7 +142,7 @@ class Partitioner:
                 "data",
                 in_axes=(None, 0),
                 out_axes=None,
-                devices=list(self.mesh.devices.flat),
+                devices=self._devices,
             )
         else:
             run = jax.jit(sums)

@@ -1,10 +1,12 @@
 """Named runs. Each is a function that returns its config and says its command, what it needs and what to expect."""
 
 from collections.abc import Callable
+from typing import Any
 
 from transformer_jax.config import (
     DataConfig,
     LossConfig,
+    Mode,
     ModelConfig,
     OptimizerConfig,
     RopeConfig,
@@ -43,7 +45,14 @@ def dates() -> RunConfig:
         eval_every=200,
         max_new_tokens=16,
         model=ModelConfig(
-            d_model=128, num_layers=2, num_heads=4, d_ff=256, max_length=128, position="rope", norm="rmsnorm", use_bias=False
+            d_model=128,
+            num_layers=2,
+            num_heads=4,
+            d_ff=256,
+            max_length=128,
+            position="rope",
+            norm="rmsnorm",
+            use_bias=False,
         ),
         data=DataConfig(embedded="dates", tokenizer="char", target_length=80),
         optimizer=OptimizerConfig(learning_rate=3e-3),
@@ -63,7 +72,7 @@ def code() -> RunConfig:
     )
 
 
-def _small(mode: str, **changes) -> ModelConfig:
+def _small(mode: Mode, **changes: Any) -> ModelConfig:
     """A model for a laptop, of today's usual parts."""
     config = ModelConfig(
         mode=mode,
@@ -166,7 +175,7 @@ def multi30k_tiny() -> RunConfig:
     )
 
 
-def _vaswani(name: str, **changes) -> RunConfig:
+def _vaswani(name: str, **changes: Any) -> RunConfig:
     model = ModelConfig(vocab_size=37_000, norm_placement="post", max_length=256).replace(**changes)
     rate = (model.d_model * 4000) ** -0.5  # the paper's formula at the end of its 4,000 steps of warm-up
     return RunConfig(

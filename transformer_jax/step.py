@@ -15,8 +15,7 @@ Array = jax.Array
 Metrics = dict[str, Array]
 
 
-@struct.dataclass
-class TrainState:
+class TrainState(struct.PyTreeNode):
     """All that changes as a run goes on.
 
     Attributes:

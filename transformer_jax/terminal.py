@@ -34,10 +34,10 @@ class Terminal:
         for line in (*report, decay):
             self.say(line)
 
-    def _open_bar(self, steps: int) -> None:
+    def _open_bar(self, steps: int) -> Any:
         from rich import progress
 
-        self._bar = progress.Progress(
+        bar = progress.Progress(
             progress.BarColumn(),
             progress.MofNCompleteColumn(),
             progress.TextColumn("{task.description}"),
@@ -45,15 +45,16 @@ class Terminal:
             console=self._console,
             transient=True,
         )
-        self._task = self._bar.add_task("", total=steps)
-        self._bar.start()
+        self._task = bar.add_task("", total=steps)
+        bar.start()
+        return bar
 
     def train(self, record: dict[str, Any], steps: int) -> None:
         """A line of training metrics: on the bar, or in print now and then."""
         text = f"loss {record['loss']:.4f}  {record['tokens_per_second']:,.0f} tokens/s"
         if sys.stderr.isatty():
             if self._bar is None:
-                self._open_bar(steps)
+                self._bar = self._open_bar(steps)
             self._bar.update(self._task, completed=record["step"], description=text)
         elif time.monotonic() - self._spoke > QUIET_SECONDS:
             self._spoke = time.monotonic()

@@ -1,16 +1,19 @@
-"""Tokens and Batch: the only data that crosses files on its way to the loss."""
+"""Tokens and Batch: the only data that crosses files on its way to the loss.
+
+Their arrays are NumPy's on the host and JAX's on a device.
+"""
+
+from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import struct
 from jax.typing import ArrayLike
 
 Array = jax.Array
 
 
-@struct.dataclass
-class Tokens:
+class Tokens(struct.PyTreeNode):
     """Token sequences that know themselves.
 
     Attributes:
@@ -20,10 +23,10 @@ class Tokens:
         prefix: bool[B, T] or None, the tokens that all of their document may see (prefix LM); None for no token.
     """
 
-    ids: Array
-    segments: Array
-    positions: Array
-    prefix: Array | None = None
+    ids: Any
+    segments: Any
+    positions: Any
+    prefix: Any = None
 
     @classmethod
     def from_ids(cls, ids: ArrayLike, pad_id: int | None = None, prefix: bool = False) -> "Tokens":
@@ -41,8 +44,7 @@ class Tokens:
         return (self.segments > 0).sum(-1)
 
 
-@struct.dataclass
-class Batch:
+class Batch(struct.PyTreeNode):
     """What one step learns from.
 
     Attributes:
@@ -53,6 +55,6 @@ class Batch:
     """
 
     target: Tokens
-    labels: Array | np.ndarray
-    weights: Array | np.ndarray
+    labels: Any
+    weights: Any
     source: Tokens | None = None

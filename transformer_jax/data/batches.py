@@ -19,7 +19,11 @@ def generator(*key: int) -> np.random.Generator:
 
 
 class Rows(Protocol):
-    """An epoch of packed rows, any of which can be made at any time. Row -1 is an empty one."""
+    """An epoch of packed rows, any of which can be made at any time; row -1 is an empty one. `used` is the share of
+    places that hold a token."""
+
+    @property
+    def used(self) -> float: ...
 
     def __len__(self) -> int: ...
     def batch(self, rows: np.ndarray, epoch: int) -> Batch: ...
@@ -34,16 +38,15 @@ def pack(lengths: np.ndarray, room: Room) -> np.ndarray:
     `lengths` is int64[n, 2], the room that each example takes of source and target.
     """
     capacity = np.asarray(room)
-    left, rows, first = np.zeros((OPEN_ROWS, 2), np.int64), np.empty(len(lengths), np.int64), 0
-    left[:] = -1
+    left, rows = np.full((OPEN_ROWS, 2), -1), np.empty(len(lengths), np.int64)
     opened, stretch = 0, 16 * OPEN_ROWS
     for start in range(0, len(lengths), stretch):
         part = lengths[start : start + stretch]
         for index in start + np.argsort(-part.sum(-1), kind="stable"):
             need = lengths[index]
-            fits = (left >= need).all(-1)
-            slot = int(fits.argmax())
-            if not fits[slot]:
+            fits = np.flatnonzero((left >= need).all(-1))
+            slot = int(fits[0]) if len(fits) else -1
+            if slot < 0:
                 slot = opened % OPEN_ROWS
                 left[slot], opened = capacity, opened + 1
             left[slot] -= need
@@ -81,6 +84,8 @@ class PackedRows:
     tokenizer: Tokenizer
     room: Room
     bidirectional: bool
+    members: Ragged = dataclasses.field(init=False)
+    used: float = dataclasses.field(init=False)
 
     def __post_init__(self) -> None:
         lengths = self.arrangement.lengths(self.examples.source_lengths, self.examples.target_lengths)
@@ -199,7 +204,9 @@ def _overlay(parts: list[Batch]) -> Batch:
     """Batches that are empty where the others are not, as one."""
     import jax  # only to walk the tree
 
-    return jax.tree.map(lambda *arrays: np.bitwise_or.reduce(arrays) if arrays[0].dtype != np.float32 else sum(arrays), *parts)
+    return jax.tree.map(
+        lambda *arrays: np.bitwise_or.reduce(arrays) if arrays[0].dtype != np.float32 else sum(arrays), *parts
+    )
 
 
 def in_order(rows: Rows, batch_size: int, most: int = 0) -> Iterator[Batch]:

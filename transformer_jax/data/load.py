@@ -6,7 +6,7 @@ from hashlib import blake2b
 
 import numpy as np
 
-from transformer_jax.config import ModelConfig, RunConfig
+from transformer_jax.config import RunConfig
 from transformer_jax.data import sources
 from transformer_jax.data.batches import Batches, PackedRows, Rows, StreamRows
 from transformer_jax.data.objectives import (
@@ -20,7 +20,7 @@ from transformer_jax.data.objectives import (
     sentinels_needed,
 )
 from transformer_jax.data.ragged import Ragged, chain
-from transformer_jax.data.sources import Corpus, Pairs, Texts
+from transformer_jax.data.sources import Corpus, Pairs
 from transformer_jax.data.tokenizer import Tokenizer, make_tokenizer
 from transformer_jax.errors import InputError
 
@@ -50,7 +50,9 @@ class Data:
         return Batches(self.train, self.config.batch_size, self.config.seed, shard)
 
 
-def _fit_pairs(name: str, corpus: Pairs, pieces: tuple[Ragged, Ragged], run: RunConfig) -> tuple[Pairs, FixedExamples, str]:
+def _fit_pairs(
+    name: str, corpus: Pairs, pieces: tuple[Ragged, Ragged], run: RunConfig
+) -> tuple[Pairs, FixedExamples, str]:
     """The pairs that fit a row, as text and as tokens, and what to say about the others."""
     room, arrangement = room_of(run.model, run.data), ARRANGEMENTS[run.model.mode]
     need = arrangement.lengths(pieces[0].lengths, pieces[1].lengths)
@@ -59,8 +61,9 @@ def _fit_pairs(name: str, corpus: Pairs, pieces: tuple[Ragged, Ragged], run: Run
         return corpus, FixedExamples(*pieces), ""
     first = int(too_long[0])
     what = (
-        f"data.{name}: {len(too_long):,} of {len(corpus):,} pairs are longer than a row; the first is {corpus.places[first]}"
-        f" with {need[first].sum()} tokens, source and target, where max_length={run.model.max_length}"
+        f"data.{name}: {len(too_long):,} of {len(corpus):,} pairs are longer than a row; the first is "
+        f"{corpus.places[first]} with {need[first].sum()} tokens, source and target, where max_length="
+        f"{run.model.max_length}"
     )
     if run.data.too_long == "error":
         raise InputError(f"{what}. Raise --model.max-length, or leave such pairs out with --data.too-long drop.")
@@ -127,14 +130,16 @@ def load_data(run: RunConfig, tokenizer: Tokenizer | None = None) -> Data:
     Raises:
         InputError: the data is missing, broken, too long or too small; the message names the file and line.
     """
-    corpus, held_out = sources.load(run.data.train, run.data.validation, run.data.embedded, run.data.validation_fraction)
+    corpus, held_out = sources.load(
+        run.data.train, run.data.validation, run.data.embedded, run.data.validation_fraction
+    )
     run, tokenizer = resolve(run, corpus.kind, tokenizer, corpus.all_texts)
     train, _, report = make_rows("train", corpus, run, tokenizer)
     validation, held_out, more = make_rows("validation", held_out, run, tokenizer)
     if len(train) < run.batch_size:
         raise InputError(
-            f"The training data makes {len(train)} rows, fewer than batch_size={run.batch_size}: too few examples for one "
-            "batch. Lower --batch-size or --model.max-length, or give more data."
+            f"The training data makes {len(train)} rows, fewer than batch_size={run.batch_size}: too few examples for "
+            "one batch. Lower --batch-size or --model.max-length, or give more data."
         )
     digest = blake2b(digest_size=16)
     for text in (*corpus.all_texts(), "\0", *held_out.all_texts()):
@@ -149,5 +154,7 @@ def prompts_of(texts: list[str], config: RunConfig, tokenizer: Tokenizer) -> lis
     name = config.data.objective
     if name == "causal":
         return [(None, np.concatenate([[tokenizer.bos_id], ids]).astype(np.int32)) for ids in tokenizer.encode(texts)]
-    encode = tokenizer.encode if name != "span-corruption" else lambda t: [tokenizer.encode_with_sentinels(x) for x in t]
+    encode = (
+        tokenizer.encode if name != "span-corruption" else lambda t: [tokenizer.encode_with_sentinels(x) for x in t]
+    )
     return [ARRANGEMENTS[config.model.mode].prompt(ids, tokenizer) for ids in encode(texts)]

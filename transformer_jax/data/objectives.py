@@ -93,9 +93,10 @@ ARRANGEMENTS = {
 class Examples(Protocol):
     """Sources and targets by index; their lengths are known before they are made, so rows can be packed ahead."""
 
-    source_lengths: np.ndarray
-    target_lengths: np.ndarray
-
+    @property
+    def source_lengths(self) -> np.ndarray: ...
+    @property
+    def target_lengths(self) -> np.ndarray: ...
     def make(self, indices: np.ndarray, epoch: int) -> tuple[Ragged, Ragged]: ...
 
 

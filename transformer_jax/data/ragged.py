@@ -43,7 +43,7 @@ class Ragged:
 
 
 def chain(*parts: "Ragged | int") -> Ragged:
-    """Each sequence of the parts joined with those of the others: chain(bos, x, eos) wraps every x. An int is one token."""
+    """Each sequence of a part joined with those of the others: chain(bos, x, eos) wraps every x. An int is a token."""
     count = next(len(part) for part in parts if isinstance(part, Ragged))
     ones = np.ones(count, np.int64)
     lengths = [part.lengths if isinstance(part, Ragged) else ones for part in parts]

@@ -74,6 +74,7 @@ Corpus = Texts | Pairs
 
 def read_text(path: Path) -> str:
     """A file's text, unpacked where its name ends in .gz, without a byte order mark and with plain line ends."""
+    raw = b""
     try:
         raw = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
         text = raw.decode("utf-8")
@@ -151,8 +152,8 @@ def _read_parallel(first: Path, second: Path) -> Pairs:
         longer, shorter = (first, second) if len(sources) > len(targets) else (second, first)
         least = min(len(sources), len(targets))
         raise InputError(
-            f"{first} has {len(sources):,} lines and {second} has {len(targets):,}: line {least + 1:,} of {longer} is the "
-            f"first without a partner in {shorter}."
+            f"{first} has {len(sources):,} lines and {second} has {len(targets):,}: line {least + 1:,} of {longer} is "
+            f"the first without a partner in {shorter}."
         )
     return Pairs(sources, targets, [f"{first}, line {number}" for number in range(1, len(sources) + 1)])
 
@@ -239,7 +240,9 @@ def load(train: tuple[str, ...], validation: tuple[str, ...], embedded: str, fra
         InputError: as `read`; or no data is named; or the two are of different kinds.
     """
     if not train and embedded == "none":
-        raise InputError("This recipe needs data: give --data.train FILE (plain text, .tsv, .jsonl) or two parallel files.")
+        raise InputError(
+            "This recipe needs data: give --data.train FILE (plain text, .tsv, .jsonl) or two parallel files."
+        )
     if not train and validation:
         raise InputError("--data.validation is given without --data.train.")
     first, held_out = (read(train), None) if train else EMBEDDED[embedded]()
@@ -247,7 +250,9 @@ def load(train: tuple[str, ...], validation: tuple[str, ...], embedded: str, fra
         held_out = read(validation)
     if held_out is None:
         if len(first) == 1 and (first.kind == "pairs" or len(next(first.all_texts())) < 2):
-            raise InputError("The training data is a single example: too small to hold some out; give --data.validation.")
+            raise InputError(
+                "The training data is a single example: too small to hold some out; give --data.validation."
+            )
         first, held_out = first.split(fraction)
     if first.kind != held_out.kind:
         raise InputError(f"--data.train holds {first.kind} and --data.validation holds {held_out.kind}.")

@@ -121,9 +121,7 @@ def _unigram(texts: Iterable[str], size: int) -> tk.Tokenizer:
     inner = tk.Tokenizer(models.Unigram())
     inner.pre_tokenizer = pre_tokenizers.Metaspace()
     inner.decoder = decoders.Metaspace()
-    trainer = trainers.UnigramTrainer(
-        vocab_size=size, special_tokens=SPECIAL, unk_token="<unk>", show_progress=False
-    )
+    trainer = trainers.UnigramTrainer(vocab_size=size, special_tokens=SPECIAL, unk_token="<unk>", show_progress=False)
     inner.train_from_iterator(texts, trainer)
     return inner
 

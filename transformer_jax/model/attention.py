@@ -1,5 +1,7 @@
 """Attention: which keys a query sees, the softmax over them, and the projections around it."""
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
@@ -13,12 +15,18 @@ from transformer_jax.tokens import Tokens
 Array = jax.Array
 
 
-@struct.dataclass
-class KeyValue:
+class KeyValue(struct.PyTreeNode):
     """Keys and values of one layer, [B, S, G, K] each."""
 
     k_BSGK: Array
     v_BSGK: Array
+
+
+class Sight(struct.PyTreeNode):
+    """What queries look at: bool[B, T, S], which keys they see, and what order adds to the logits, [B, H, T, S]."""
+
+    mask_BTS: Array
+    bias_BHTS: Array | None = None
 
 
 def sees(q: Tokens, kv: Tokens, causal: bool, window: int = 0) -> Array:
@@ -39,7 +47,7 @@ def soft_cap(x: Array, cap: float | None) -> Array:
     return x if cap is None else cap * jnp.tanh(x / cap)
 
 
-def attend(q_BTHK: Array, kv: KeyValue, mask_BTS: Array, bias_BHTS: Array | None, cap: float | None, drop) -> Array:
+def attend(q_BTHK: Array, kv: KeyValue, sight: Sight, cap: float | None, drop: Callable[[Array], Array]) -> Array:
     """Softmax attention (Vaswani et al. 2017, equation 1) of queries that are scaled already, [B, T, H, K].
 
     Each of the G key/value heads serves H / G query heads. Logits and softmax are at least float32. A query that sees
@@ -50,9 +58,9 @@ def attend(q_BTHK: Array, kv: KeyValue, mask_BTS: Array, bias_BHTS: Array | None
     q_BTGHK = q_BTHK.reshape(B, T, G, H // G, K)
     kind = jnp.promote_types(q_BTHK.dtype, jnp.float32)
     logits_BGHTS = jnp.einsum("BTGHK,BSGK->BGHTS", q_BTGHK, kv.k_BSGK, preferred_element_type=kind)
-    if bias_BHTS is not None:
-        logits_BGHTS += bias_BHTS.reshape(-1, G, H // G, *bias_BHTS.shape[-2:])
-    mask = mask_BTS[:, None, None]
+    if sight.bias_BHTS is not None:
+        logits_BGHTS += sight.bias_BHTS.reshape(-1, G, H // G, *sight.bias_BHTS.shape[-2:])
+    mask = sight.mask_BTS[:, None, None]
     weights_BGHTS = jax.nn.softmax(jnp.where(mask, soft_cap(logits_BGHTS, cap), jnp.finfo(kind).min), -1)
     weights_BGHTS = drop(jnp.where(mask, weights_BGHTS, 0)).astype(q_BTHK.dtype)
     return jnp.einsum("BGHTS,BSGK->BTGHK", weights_BGHTS, kv.v_BSGK).reshape(B, T, H, K)
@@ -84,14 +92,14 @@ class Attention(nn.Module):
             k_BSGK = self.key_norm(k_BSGK)
         return KeyValue(self.position.rotate(k_BSGK, tokens.positions, self.config), self.value(x_BSD))
 
-    def __call__(self, x_BTD: Array, tokens: Tokens, kv: KeyValue, mask_BTS: Array, bias_BHTS: Array | None) -> Array:
+    def __call__(self, x_BTD: Array, tokens: Tokens, kv: KeyValue, sight: Sight) -> Array:
         config = self.config
         q_BTHK = self.query(x_BTD)
         if config.qk_norm:
             q_BTHK = self.query_norm(q_BTHK)
         q_BTHK = self.position.rotate(q_BTHK, tokens.positions, config)
         q_BTHK *= jnp.asarray(config.query_scale or config.head_dim**-0.5, q_BTHK.dtype)
-        y_BTHK = attend(q_BTHK, kv, mask_BTS, bias_BHTS, config.attention_softcap, self.dropout)
+        y_BTHK = attend(q_BTHK, kv, sight, config.attention_softcap, self.dropout)
         return self.out(constrain(y_BTHK, "BTHK"))
 
 

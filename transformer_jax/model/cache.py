@@ -1,5 +1,7 @@
 """The cache of keys and values that makes decoding linear: an ordinary pytree, in and out of `decode`."""
 
+from typing import TypeVar
+
 import jax
 import jax.numpy as jnp
 from flax import struct
@@ -9,10 +11,10 @@ from transformer_jax.model.attention import KeyValue
 from transformer_jax.tokens import Tokens
 
 Array = jax.Array
+Slots = TypeVar("Slots")
 
 
-@struct.dataclass
-class Cache:
+class Cache(struct.PyTreeNode):
     """What a decoder has seen so far. The slots remember their tokens, so the mask rule needs no mode for decoding.
 
     Attributes:
@@ -35,7 +37,7 @@ class Cache:
         return cls(Tokens(nothing, nothing, nothing, prefix), jnp.zeros((), jnp.int32), layers)
 
 
-def write(slots, new, index: Array):
+def write(slots: Slots, new: Slots, index: Array) -> Slots:
     """Every leaf of `new`, [B, T, ...], written into that of `slots`, [B, S, ...], from slot `index` on."""
 
     def put(old: Array, x: Array) -> Array:

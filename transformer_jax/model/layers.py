@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from flax.linen import spmd
 
 from transformer_jax.axes import sizes
 from transformer_jax.config import ModelConfig
@@ -15,7 +16,7 @@ Array = jax.Array
 
 def constrain(x: Array, letters: str) -> Array:
     """Name the axes of an activation, so that the partitioner can say where it lives; the same values. `.` is whole."""
-    return nn.with_logical_constraint(x, tuple(None if letter == "." else letter for letter in letters))
+    return spmd.with_logical_constraint(x, tuple(None if letter == "." else letter for letter in letters))
 
 
 def dtype_of(config: ModelConfig) -> Any:

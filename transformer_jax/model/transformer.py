@@ -5,33 +5,22 @@ import jax.numpy as jnp
 from flax import linen as nn
 from flax import struct
 
+from transformer_jax.axes import sizes
 from transformer_jax.config import ModelConfig
-from transformer_jax.model.attention import CROSS_POSITIONS, Attention, KeyValue, sees, soft_cap
+from transformer_jax.model.attention import CROSS_POSITIONS, Attention, KeyValue, Sight, sees, soft_cap
 from transformer_jax.model.cache import Cache, write
 from transformer_jax.model.layers import Dropout, Einsum, Embedding, FeedForward, Norm, Residual, dtype_of
 from transformer_jax.model.positions import POSITIONS
-from transformer_jax.axes import sizes
 from transformer_jax.tokens import Tokens
 
 Array = jax.Array
 
 
-@struct.dataclass
-class Memory:
+class Memory(struct.PyTreeNode):
     """An encoder's output as the decoder's cross-attention sees it: keys and values of each layer, computed once."""
 
     tokens: Tokens
     layers: tuple[KeyValue, ...]
-
-
-@struct.dataclass
-class Sight:
-    """What the queries of a layer look at in one attention: the keys' mask and bias, and a cache's keys."""
-
-    mask_BTS: Array
-    bias_BHTS: Array | None = None
-    kv: KeyValue | None = None
-    index: Array | None = None
 
 
 class Block(nn.Module):
@@ -54,23 +43,28 @@ class Block(nn.Module):
         """Keys and values of a memory for this block's cross-attention."""
         return self.cross_attention.project(x_BSD, tokens)
 
-    def __call__(self, x_BTD: Array, tokens: Tokens, own: Sight, memory: Sight | None) -> tuple[Array, KeyValue | None]:
-        cached = None
+    def __call__(
+        self,
+        x_BTD: Array,
+        tokens: Tokens,
+        own: Sight,
+        slots: tuple[KeyValue, Array] | None,
+        memory: tuple[KeyValue, Sight] | None,
+    ) -> tuple[Array, KeyValue | None]:
+        """The next activations, and the cached keys and values with these tokens' written in at the slots' index."""
+        written = None
 
         def attend_self(x_BTD: Array) -> Array:
-            nonlocal cached
+            nonlocal written
             kv = self.self_attention.project(x_BTD, tokens)
-            if own.kv is not None:
-                kv = cached = write(own.kv, kv, own.index)
-            return self.self_attention(x_BTD, tokens, kv, own.mask_BTS, own.bias_BHTS)
-
-        def attend_memory(x_BTD: Array) -> Array:
-            return self.cross_attention(x_BTD, tokens, memory.kv, memory.mask_BTS, memory.bias_BHTS)
+            if slots is not None:
+                kv = written = write(slots[0], kv, slots[1])
+            return self.self_attention(x_BTD, tokens, kv, own)
 
         x_BTD = self.self_attention_residual(x_BTD, attend_self)
         if memory is not None:
-            x_BTD = self.cross_attention_residual(x_BTD, attend_memory)
-        return self.feed_forward_residual(x_BTD, self.feed_forward), cached
+            x_BTD = self.cross_attention_residual(x_BTD, lambda x_BTD: self.cross_attention(x_BTD, tokens, *memory))
+        return self.feed_forward_residual(x_BTD, self.feed_forward), written
 
 
 class Stack(nn.Module):
@@ -109,29 +103,26 @@ class Stack(nn.Module):
         self, x_BTD: Array, tokens: Tokens, memory: Memory | None = None, cache: Cache | None = None
     ) -> tuple[Array, Cache | None]:
         config = self.config
-        slots = tokens if cache is None else write(cache.tokens, tokens, cache.index)
-        bias_BHTS = self.position.bias(self.table, tokens, slots, self.causal, config)
+        keys = tokens if cache is None else write(cache.tokens, tokens, cache.index)
+        bias_BHTS = self.position.bias(self.table, tokens, keys, self.causal, config)
         windows = [config.windows[layer % len(config.windows)] for layer in range(self.num_layers)]
-        masks = {window: sees(tokens, slots, self.causal, window) for window in set(windows)}
+        own = {window: Sight(sees(tokens, keys, self.causal, window), bias_BHTS) for window in set(windows)}
+        across = None
         if memory is not None:
-            across = Sight(
-                sees(tokens, memory.tokens, causal=False),
-                self.cross_position.bias(self.cross_table, tokens, memory.tokens, False, config),
-            )
+            bias_BHTS = self.cross_position.bias(self.cross_table, tokens, memory.tokens, False, config)
+            across = Sight(sees(tokens, memory.tokens, causal=False), bias_BHTS)
 
         x_BTD += jnp.asarray(self.position.embed(self.table, tokens, config), x_BTD.dtype)
         if config.embedding_norm:
             x_BTD = self.embedding_norm(x_BTD)
-        x_BTD, layers = self.dropout(x_BTD), []
+        x_BTD, written = self.dropout(x_BTD), []
         for layer, block in enumerate(self.blocks):
-            own = Sight(masks[windows[layer]], bias_BHTS)
-            if cache is not None:
-                own = own.replace(kv=cache.layers[layer], index=cache.index)
-            seen = None if memory is None else across.replace(kv=memory.layers[layer])
-            x_BTD, kv = block(x_BTD, tokens, own, seen)
-            layers.append(kv)
+            slots = None if cache is None else (cache.layers[layer], cache.index)
+            remembered = None if memory is None or across is None else (memory.layers[layer], across)
+            x_BTD, kv = block(x_BTD, tokens, own[windows[layer]], slots, remembered)
+            written.append(kv)
         if cache is not None:
-            cache = Cache(slots, cache.index + tokens.ids.shape[1], tuple(layers))
+            cache = Cache(keys, cache.index + tokens.ids.shape[1], tuple(written))
         return self.final_norm(x_BTD) if config.norm_placement != "post" else x_BTD, cache
 
 
