@@ -333,7 +333,7 @@ def test_dropout_is_its_key(config):
     assert (np.diff(first[:, 0], axis=0) != np.diff(plain[:, 0], axis=0)).any()
 
 
-@pytest.mark.parametrize("config", [c for c in VARIANTS if c.dtype == "float32"], ids=name)
+@pytest.mark.parametrize("config", [c for c in VARIANTS if c.dtype == "float32"], ids=name, scope="module")
 def test_relative_positions_do_not_shift(config):
     """Rope, ALiBi and T5 know distances only: 7 places on, the same logits (to 2e-5). The absolute ones change."""
     target, source = example(config)
@@ -449,18 +449,20 @@ def test_alibi_slopes_are_the_papers():
 
 
 @pytest.mark.parametrize("causal", [True, False])
-@pytest.mark.parametrize(("buckets", "furthest"), [(32, 128), (8, 20), (12, 16), (64, 500)])
+@pytest.mark.parametrize(("buckets", "furthest"), [(32, 128), (8, 20), (12, 16)])
 def test_t5_buckets_are_their_rule(causal, buckets, furthest):
     """Exact for the near half, then as many equal steps of the logarithm up to the furthest, in exact fractions."""
 
+    count = buckets if causal else buckets // 2
+    exact = steps = count // 2
+    edges = [Fraction(furthest, exact) ** step for step in range(steps)]
+
     def bucket(distance):
-        count, after = (buckets, 0) if causal else (buckets // 2, buckets // 2 * (distance < 0))
-        distance, exact = max(distance, 0) if causal else abs(distance), count // 2
+        after = 0 if causal or distance >= 0 else count
+        distance = max(distance, 0) if causal else abs(distance)
         if distance < exact:
             return after + distance
-        steps = count - exact
-        ratio, whole = Fraction(distance, exact) ** steps, Fraction(furthest, exact)
-        return after + exact + max(step for step in range(steps) if whole**step <= ratio)
+        return after + exact + sum(edge <= Fraction(distance, exact) ** steps for edge in edges) - 1
 
     distances = np.arange(-furthest - 50, furthest + 50)
     got = positions.t5_bucket(jnp.asarray(distances), causal, buckets, furthest)

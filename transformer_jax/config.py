@@ -283,7 +283,8 @@ class DataConfig:
     """auto: sequence-to-sequence for pairs; for plain text causal, or span-corruption with an encoder (Raffel et al.
     2020, 3.1.4). continuation: the second part of a text from its first."""
     source_length: Derived = DERIVED
-    """Source tokens in a packed row. None: max_length."""
+    """Source tokens in a packed row. None: max_length. A decoder-only model's row has the room of source and target
+    together, as far as max_length allows."""
     target_length: Derived = DERIVED
     """Target tokens in a packed row. None: max_length."""
     too_long: Literal["error", "drop"] = "error"

@@ -190,7 +190,7 @@ class Trainer:
             lines = [f"{s}\n  expected {t}\n  output   {o}" for s, t, o in zip(*_few(chosen, outputs), strict=True)]
             scores = {"exact_match": exact_match(outputs, chosen.targets), "exact_match_sample": len(chosen)}
         else:
-            starts = [document[:64] for document in held_out.documents[:3]]
+            starts = [document[: run.model.max_length // 4] for document in held_out.documents[:3]]
             outputs = respond(starts, key=jax.random.key(run.seed), batch_size=len(starts))
             lines = [f"{s}|{o}" for s, o in zip(starts, outputs, strict=True)]
             scores = {}

@@ -49,12 +49,12 @@ def dates() -> RunConfig:
             num_layers=2,
             num_heads=4,
             d_ff=256,
-            max_length=128,
+            max_length=208,
             position="rope",
             norm="rmsnorm",
             use_bias=False,
         ),
-        data=DataConfig(embedded="dates", tokenizer="char", target_length=80),
+        data=DataConfig(embedded="dates", tokenizer="char", source_length=128, target_length=80),
         optimizer=OptimizerConfig(learning_rate=3e-3),
     )
 

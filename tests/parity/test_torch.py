@@ -1,7 +1,7 @@
 """Parity with PyTorch's own Transformer: its weights in our model give its outputs, in float32 to 1e-5.
 
 `torch.nn.Transformer` ends both stacks with a norm in post-norm too, where Vaswani et al. 2017 and we have none: its
-stacks are built with `norm=None` there. Its order comes from outside, so ours is `position="none"`. What is compared are
+stacks are built with `norm=None` there. Its order comes from outside, so ours is `position="none"`. What is compared is
 logits, from a table of more rows than the model is wide, so that equal logits mean equal outputs.
 """
 

@@ -228,10 +228,11 @@ TEXT_OBJECTIVES = {"span-corruption": span_corruption, "continuation": continuat
 
 
 def room_of(model: ModelConfig, data: DataConfig) -> Room:
-    """Tokens of source and target in one row."""
-    target = data.target_length or model.max_length
-    source = data.source_length or model.max_length
-    return Room(source if ARRANGEMENTS[model.mode].has_source else 0, target)
+    """Tokens of source and target in one row; without a source of its own, a row's target has the room of both."""
+    source, target = data.source_length or model.max_length, data.target_length or model.max_length
+    if ARRANGEMENTS[model.mode].has_source:
+        return Room(source, target)
+    return Room(0, min(source + target, model.max_length))
 
 
 def fitting(model: ModelConfig, data: DataConfig) -> Callable[[int, int], bool]:
