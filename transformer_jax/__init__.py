@@ -1,8 +1,30 @@
 """One Transformer in JAX: a full encoder-decoder or a causal decoder-only model, by one switch."""
 
-from transformer_jax.config import ModelConfig
-from transformer_jax.model.transformer import Transformer
+from transformer_jax.config import ModelConfig, RunConfig
+from transformer_jax.generate import Generated, generate
+from transformer_jax.model.cache import Cache
+from transformer_jax.model.transformer import Memory, Transformer
+from transformer_jax.objective import make_loss
+from transformer_jax.optimizer import make_optimizer
+from transformer_jax.run import Run, load_run
+from transformer_jax.step import TrainState, train_step
 from transformer_jax.tokens import Batch, Tokens
 
-__all__ = ["Batch", "ModelConfig", "Tokens", "Transformer"]
+__all__ = [
+    "Batch",
+    "Cache",
+    "Generated",
+    "Memory",
+    "ModelConfig",
+    "Run",
+    "RunConfig",
+    "Tokens",
+    "TrainState",
+    "Transformer",
+    "generate",
+    "load_run",
+    "make_loss",
+    "make_optimizer",
+    "train_step",
+]
 __version__ = "0.1.0"

@@ -60,11 +60,12 @@ def parse_run(arguments: list[str]) -> RunConfig:
     about = RECIPES[base.recipe].__doc__ if base.recipe in RECIPES else ""
     usage = f"Recipe {base.recipe}. {about}\n\nRecipes: {', '.join(RECIPES)}. --config FILE reruns a saved config.json."
     run = _parse(RunConfig, "transformer-jax train [RECIPE]", arguments, usage, opened(base))
-    if run.workdir and saved is None:
+    if run.recipe != base.recipe:
+        raise InputError(f"--recipe only names a run; for that recipe write: transformer-jax train {run.recipe}")
+    if run.workdir:
         return run
-    own = saved is None and run.model.mode == base.model.mode
-    folder = f"runs/{run.recipe}" if own or saved is not None else f"runs/{run.recipe}-{run.model.mode}"
-    return run if run.workdir else dataclasses.replace(run, workdir=folder)
+    folder = f"runs/{run.recipe}" if run.model.mode == base.model.mode else f"runs/{run.recipe}-{run.model.mode}"
+    return dataclasses.replace(run, workdir=folder)
 
 
 def command_train(arguments: list[str]) -> int:

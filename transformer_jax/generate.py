@@ -47,7 +47,7 @@ def filter_logits(logits_BV: Array, top_k: int, top_p: float) -> Array:
     return logits_BV
 
 
-@functools.partial(jax.jit, static_argnames=("model", "max_new_tokens", "top_k", "sampled"))
+@functools.partial(jax.jit, static_argnames=("model", "max_new_tokens", "top_k", "top_p", "sampled"))
 def _decode_loop(
     model: Transformer,
     params: Any,
@@ -55,12 +55,12 @@ def _decode_loop(
     source: Tokens | None,
     key: Array,
     temperature: float,
-    top_p: float,
     eos_id: int,
     pad_id: int,
     *,
     max_new_tokens: int,
     top_k: int,
+    top_p: float,
     sampled: bool,
 ) -> Generated:
     B, P = prompt.ids.shape
@@ -167,11 +167,11 @@ def generate(
         source,
         jax.random.key(0) if key is None else key,
         temperature,
-        top_p,
         -1 if eos_id is None else eos_id,
         pad_id,
         max_new_tokens=max_new_tokens,
         top_k=top_k,
+        top_p=top_p,
         sampled=key is not None,
     )
 

@@ -79,7 +79,7 @@ def draw_loss(folder: Path) -> None:
     if scored:
         axes[0][1].plot([r["step"] for r in scored], [100 * r["exact_match"] for r in scored], marker="o", markersize=4)
         axes[0][1].set(
-            xlabel="step", ylabel="exact match (%)", ylim=(0, 100), title="Validation outputs equal to target"
+            xlabel="step", ylabel="exact match (%)", ylim=(0, 105), title="Validation outputs equal to target"
         )
     for each in axes[0]:
         each.grid(alpha=0.3)

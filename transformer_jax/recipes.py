@@ -42,7 +42,7 @@ def dates() -> RunConfig:
         recipe="dates",
         steps=600,
         batch_size=16,
-        eval_every=200,
+        eval_every=100,
         max_new_tokens=16,
         model=ModelConfig(
             d_model=128,
