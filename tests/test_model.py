@@ -36,6 +36,7 @@ from transformer_jax.model.cache import Cache
 from transformer_jax.model.layers import Einsum
 
 TOLERANCE = {"float32": 1e-5, "bfloat16": 0.1}  # of logits, whose standard deviation is about 1.2
+RELATIVE = [config for config in VARIANTS if config.position not in ("sinusoidal", "learned")]
 # of the module: all laws over one variant run one after the other, in one process
 every_variant = pytest.mark.parametrize("config", VARIANTS, ids=name, scope="module")
 
@@ -108,17 +109,16 @@ def test_a_source_is_for_an_encoder():
         jax.eval_shape(Transformer(one.replace(vocab_size=None)).init, jax.random.key(0), target)
 
 
-@pytest.mark.parametrize(("spec", "fan_in"), [("BTD,DHK->BTHK", 128), ("BTHK,HKD->BTD", 96)])
-def test_linear_layers_keep_the_variance(spec, fan_in):
+@pytest.mark.parametrize(
+    ("spec", "shape", "fan_in"), [("BTD,DHK->BTHK", (1, 1, 128), 128), ("BTHK,HKD->BTD", (1, 1, 4, 24), 96)]
+)
+def test_linear_layers_keep_the_variance(spec, shape, fan_in):
     """Weights start with mean 0 and variance 1 / fan-in (to 5 %), biases at 0."""
-    config = ModelConfig(d_model=128, num_heads=4, head_dim=24)
-    lengths = dict(B=1, T=1, D=128, H=4, K=24)
-    x = jnp.zeros([lengths[letter] for letter in spec.split(",")[0]])
-    params = Einsum(spec, config, bias=True).init(jax.random.key(0), x)["params"]
-    weight = next(value for path, value in params.items() if path.startswith("w_"))
+    layer = Einsum(spec, ModelConfig(d_model=128, num_heads=4, head_dim=24), bias=True)
+    weight, bias = layer.init(jax.random.key(0), jnp.zeros(shape))["params"].values()
     assert abs(weight.mean()) < 0.05 * fan_in**-0.5
     assert weight.std() == pytest.approx(fan_in**-0.5, rel=0.05)
-    assert not any(np.any(value) for path, value in params.items() if path.startswith("b_"))
+    assert not bias.any()
 
 
 # --- who sees whom
@@ -223,12 +223,15 @@ def test_the_mask_is_its_rule(causal, window):
 
 
 def test_a_window_ends_where_it_says():
-    """In one layer of window 3, a token reaches the two after it; in an encoder the two before it as well."""
+    """In a layer of window 3, a token reaches the two after it, in an encoder the two before it too; layers add up."""
     base = variant("plain", "encoder-decoder").replace(windows=(3,), num_layers=1, num_encoder_layers=1)
     decoder = base.replace(mode="decoder-only", position="rope")
     target, _ = example(decoder)
     changed = (forward(decoder, change(target, 9), None) != forward(decoder, target, None)).any((0, 2))
     assert np.flatnonzero(changed).tolist() == [9, 10, 11]
+    two = decoder.replace(num_layers=2, windows=(2, 3))
+    changed = (forward(two, change(target, 9), None) != forward(two, target, None)).any((0, 2))
+    assert np.flatnonzero(changed).tolist() == [9, 10, 11, 12]
 
     def keys(source):
         return np.asarray(compiled(base, "encode")(variables(base), source).layers[0].k_BSGK)
@@ -280,7 +283,7 @@ def test_cached_decoding_is_the_forward_pass(config):
     one_by_one = (half, *[1] * half) if config.prefix_attention == "bidirectional" else (1,) * TARGET
     full = forward(config, target, source)
     assert_close(in_chunks(config, target, source, one_by_one), full, config)
-    if config.cross_position == "same" or not has_source(config):  # the others would take 10 s more to compile
+    if has_source(config) == (config.cross_position == "same"):  # each row of CHOICES in one mode, to save compiling
         assert_close(in_chunks(config, target, source, (half, half)), full, config)
 
 
@@ -299,6 +302,25 @@ def test_grouped_heads_are_repeated_heads(config):
     target, source = example(config)
     logits = compiled(full)(unflatten_dict(params), target, source)
     assert_close(logits, forward(config, target, source), config)
+
+
+def test_scales_are_factors():
+    """Of embeddings, queries and logits, and the cap of the latter; a tied output is the table, transposed."""
+    config = variant("rope-gqa")
+    params = flatten_dict(variables(config)["params"])
+    table, output, query = ("embedding", "table_VD"), ("output", "w_DV"), ("query", "w_DHK")
+    factors = {path: config.head_dim**-0.5 / 0.3 for path in params if path[-2:] == query}
+    factors[table] = config.d_model**0.5
+    target, _ = example(config)
+    scaled = config.replace(scale_embeddings=False, query_scale=0.3, scale_logits=True, logits_softcap=0.5)
+    logits = compiled(scaled)(
+        {"params": unflatten_dict({path: array * factors.get(path, 1) for path, array in params.items()})}, target
+    )
+    wanted = 0.5 * np.tanh(forward(config, target) / config.d_model**0.5 / 0.5)
+    assert_close(logits, wanted, config)
+    tied = config.replace(tie_embeddings=True)
+    untied = {"params": unflatten_dict(params | {output: params[table].T})}
+    assert_close(forward(tied, target), compiled(config)(untied, target, None, rngs=None), config)
 
 
 @pytest.mark.parametrize("config", [config for config in VARIANTS if config.dtype == "bfloat16"], ids=name)
@@ -333,13 +355,24 @@ def test_dropout_is_its_key(config):
     assert (np.diff(first[:, 0], axis=0) != np.diff(plain[:, 0], axis=0)).any()
 
 
-@pytest.mark.parametrize("config", [c for c in VARIANTS if c.dtype == "float32"], ids=name, scope="module")
+@pytest.mark.parametrize("config", [*RELATIVE, variant("plain"), variant("learned-post")], ids=name, scope="module")
 def test_relative_positions_do_not_shift(config):
     """Rope, ALiBi and T5 know distances only: 7 places on, the same logits (to 2e-5). The absolute ones change."""
     target, source = example(config)
     shifted = (tokens and tokens.replace(positions=tokens.positions + 7) for tokens in (target, source))
     error = np.abs(forward(config, *shifted) - forward(config, target, source)).max()
-    assert error > 0.01 if config.position in ("sinusoidal", "learned") else error < 2e-5
+    assert error < 2e-5 if config in RELATIVE else error > 0.01
+
+
+@pytest.mark.parametrize("config", [c for c in RELATIVE if has_source(c)], ids=name, scope="module")
+def test_cross_attention_has_order_if_asked(config):
+    """A source 7 places on changes the logits with order in cross-attention, and without it (to 2e-5) nothing."""
+    target, source = example(config)
+    shifted = source.replace(positions=source.positions + 7)
+    error = np.abs(forward(config, target, shifted) - forward(config, target, source))
+    assert error.max() > 0.01 if config.cross_position == "same" else error.max() < 2e-5
+    if config.position == "t5" and config.cross_position == "same":
+        assert error[:, 0].max() > 0.01  # keys after the query have buckets of their own
 
 
 # --- the parts by their formulas
@@ -417,10 +450,7 @@ def yarn_frequencies(base, width, factor, low, high, length):
 FORMULAS = {
     "none": lambda base, width, *_: ([base ** (-2 * i / width) for i in range(width // 2)], 1.0),
     "linear": lambda base, width, factor, *_: ([base ** (-2 * i / width) / factor for i in range(width // 2)], 1.0),
-    "ntk": lambda base, width, factor, *_: (
-        [(base * factor ** (width / (width - 2))) ** (-2 * i / width) for i in range(width // 2)],
-        1.0,
-    ),
+    "ntk": lambda base, width, factor, *_: FORMULAS["none"](base * factor ** (width / (width - 2)), width),
     "llama3": llama3_frequencies,
     "yarn": yarn_frequencies,
 }

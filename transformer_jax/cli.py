@@ -71,9 +71,11 @@ def parse_run(arguments: list[str]) -> RunConfig:
 def command_train(arguments: list[str]) -> int:
     """trains; the same command on the same --workdir resumes"""
     run = parse_run(arguments)
+    from transformer_jax.host import keep_memory
     from transformer_jax.loop import train
     from transformer_jax.terminal import Terminal
 
+    keep_memory()
     return train(run, Terminal())
 
 

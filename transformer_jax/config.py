@@ -7,6 +7,7 @@ wrong flag is answered at once.
 import dataclasses
 import difflib
 import math
+import re
 import types
 import typing
 from typing import TYPE_CHECKING, Any, Literal, Self
@@ -118,8 +119,8 @@ class RopeConfig:
             raise ValueError(f"rope.base={self.base} must be above 1.")
         if not 0 < self.fraction <= 1:
             raise ValueError(f"rope.fraction={self.fraction} must lie in (0, 1].")
-        if self.low >= self.high:
-            raise ValueError(f"rope.low={self.low} must be below rope.high={self.high}.")
+        if not 0 < self.low < self.high:
+            raise ValueError(f"rope.low={self.low} must be above 0 and below rope.high={self.high}.")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -243,10 +244,21 @@ class ModelConfig:
             raise ValueError(
                 f"d_model={self.d_model} must be even for position='sinusoidal' (pairs of sine and cosine)."
             )
-        if self.position == "rope" and (width := self.head_dim * self.rope.fraction) % 2:
+        turning = self.head_dim * self.rope.fraction
+        if self.position == "rope" and (abs(turning - round(turning)) > 1e-6 or round(turning) % 2):
             raise ValueError(
-                f"head_dim={self.head_dim} times rope.fraction={self.rope.fraction} is {width}; position='rope' turns "
-                "pairs of features, so it must be even."
+                f"head_dim={self.head_dim} times rope.fraction={self.rope.fraction} is {turning:g}; position='rope' "
+                "turns pairs of features, so it must be even."
+            )
+        if self.cross_position == "same" and self.position not in ("rope", "alibi", "t5"):
+            raise ValueError(
+                f"cross_position='same' needs the position rope, alibi or t5; {self.position!r} is added to "
+                "embeddings, so cross-attention has it already."
+            )
+        if self.relative_max_distance <= self.relative_buckets // 2:
+            raise ValueError(
+                f"relative_max_distance={self.relative_max_distance} must be above "
+                f"relative_buckets={self.relative_buckets} / 2, the distances that have a bucket each."
             )
         if self.relative_buckets < 4 or self.relative_buckets % 4:
             raise ValueError(f"relative_buckets={self.relative_buckets} must be a multiple of 4.")
@@ -389,7 +401,7 @@ class ParallelConfig:
                 )
             if name in axes:
                 raise ValueError(f"mesh={self.mesh!r} names {name} twice.")
-            if not size.lstrip("-").isdigit() or (int(size) < 1 and int(size) != -1):
+            if not re.fullmatch("-1|[1-9][0-9]*", size):
                 raise ValueError(f"mesh={self.mesh!r}: the size of {name} must be a whole number, or -1 for the rest.")
             axes[name] = int(size)
         if list(axes.values()).count(-1) > 1:
@@ -471,14 +483,8 @@ class RunConfig:
         """`stop_after` in seconds, infinity where it is not given. Raises ValueError."""
         if not self.stop_after:
             return math.inf
-        seconds, number = 0.0, ""
-        for letter in self.stop_after:
-            if letter.isdigit() or letter == ".":
-                number += letter
-            elif letter in "hms" and number:
-                seconds, number = seconds + float(number) * {"h": 3600, "m": 60, "s": 1}[letter], ""
-            else:
-                break
-        if number or not seconds:
+        parts = re.findall(r"([0-9]+(?:\.[0-9]+)?)([hms])", self.stop_after)
+        seconds = sum(float(number) * {"h": 3600, "m": 60, "s": 1}[unit] for number, unit in parts)
+        if "".join(map("".join, parts)) != self.stop_after or not seconds:
             raise ValueError(f"stop_after={self.stop_after!r} must be a time such as 3h50m, 20m or 90s.")
         return seconds

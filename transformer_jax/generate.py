@@ -89,9 +89,7 @@ def _decode_loop(
             result.scores + jnp.where(open_B, score_B, 0),
             result.lengths + open_B,
         )
-        one_B1 = jnp.ones((B, 1), jnp.int32)
-        prefix = None if prompt.prefix is None else one_B1 < 1
-        token = Tokens(id_B[:, None], one_B1, (prompt.lengths + step)[:, None], prefix)
+        token = Tokens(id_B[:, None], jnp.ones((B, 1), jnp.int32), (prompt.lengths + step)[:, None])
         logits_BTV, cache = decode(token, cache)
         return step + 1, logits_BTV[:, 0], cache, open_B & (id_B != eos_id), result
 

@@ -32,7 +32,9 @@ def cross_entropy(logits_BTV: Array, labels_BT: Array, config: LossConfig) -> Ar
 def token_sums(logits_BTV: Array, batch: Batch, config: LossConfig) -> Sums:
     """Sums over the tokens that count: `loss` in nats, `tokens`, and `correct` for those the model ranks first."""
     loss_BT = cross_entropy(logits_BTV, jnp.asarray(batch.labels), config)
-    correct_BT = logits_BTV.argmax(-1) == batch.labels
+    # the largest logit rather than argmax, which XLA does not vectorise on CPU; a tie counts as correct
+    label_BT = jnp.take_along_axis(logits_BTV, jnp.asarray(batch.labels)[..., None], -1)[..., 0]
+    correct_BT = label_BT >= logits_BTV.max(-1)
     # where, not times: padding must not pass on a NaN
     counts_BT = jnp.asarray(batch.weights) > 0
     return {

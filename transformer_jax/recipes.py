@@ -40,13 +40,14 @@ def dates() -> RunConfig:
     """`python train.py`: dates in 26 languages -> ISO 8601, the embedded default, minutes on a laptop."""
     return RunConfig(
         recipe="dates",
-        steps=600,
+        steps=500,
         batch_size=16,
         eval_every=100,
         max_new_tokens=16,
         model=ModelConfig(
             d_model=128,
-            num_layers=2,
+            num_layers=3,
+            num_encoder_layers=2,
             num_heads=4,
             d_ff=256,
             max_length=208,
@@ -108,7 +109,7 @@ def pairs() -> RunConfig:
         steps=2000,
         batch_size=32,
         eval_every=500,
-        model=_small("encoder-decoder", max_length=128, dropout_rate=0.1),
+        model=_small("encoder-decoder", max_length=128, d_model=128, d_ff=512, dropout_rate=0.1),
         data=DataConfig(tokenizer_size=8000),
         optimizer=OptimizerConfig(learning_rate=2e-3),
         loss=LossConfig(label_smoothing=0.1),

@@ -36,6 +36,12 @@ class Cache(struct.PyTreeNode):
         layers = tuple(KeyValue(kv, kv) for _ in range(config.num_layers))
         return cls(Tokens(nothing, nothing, nothing, prefix), jnp.zeros((), jnp.int32), layers)
 
+    def add(self, tokens: Tokens) -> Tokens:
+        """The slots' tokens with these written in; of a cache with a prefix, tokens that do not say are not of it."""
+        if self.tokens.prefix is not None and tokens.prefix is None:
+            tokens = tokens.replace(prefix=tokens.segments < 0)
+        return write(self.tokens, tokens, self.index)
+
 
 def write(slots: Slots, new: Slots, index: Array) -> Slots:
     """Every leaf of `new`, [B, T, ...], written into that of `slots`, [B, S, ...], from slot `index` on."""

@@ -24,7 +24,6 @@ class Position(NamedTuple):
         embed: (table, tokens, config) -> what is added to the embeddings, [B, T, D] or a number.
         rotate: (x_BTHK, positions_BT, config) -> x_BTHK, of queries and keys alike.
         bias: (table, q, kv, causal, config) -> what is added to attention logits, [B, H, T, S], or None.
-        crosses: whether `cross_position="same"` means anything for it.
     """
 
     table: str = ""

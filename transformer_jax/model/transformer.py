@@ -103,7 +103,7 @@ class Stack(nn.Module):
         self, x_BTD: Array, tokens: Tokens, memory: Memory | None = None, cache: Cache | None = None
     ) -> tuple[Array, Cache | None]:
         config = self.config
-        keys = tokens if cache is None else write(cache.tokens, tokens, cache.index)
+        keys = tokens if cache is None else cache.add(tokens)
         bias_BHTS = self.position.bias(self.table, tokens, keys, self.causal, config)
         windows = [config.windows[layer % len(config.windows)] for layer in range(self.num_layers)]
         own = {window: Sight(sees(tokens, keys, self.causal, window), bias_BHTS) for window in set(windows)}
@@ -172,6 +172,10 @@ class Transformer(nn.Module):
         With a cache the target is what comes next, and it sees what the cache holds as well.
         """
         config = self.config
+        if (memory is None) == self.decoder.cross:
+            raise ValueError(
+                f"decode of a model of mode {config.mode!r} takes {'a' if self.decoder.cross else 'no'} memory."
+            )
         x_BTD, cache = self.decoder(self.embedding(target.ids), target, memory, cache)
         if config.scale_logits:
             x_BTD *= jnp.asarray(config.d_model**-0.5, x_BTD.dtype)
