@@ -8,7 +8,10 @@ An array's name ends in its letters (`q_BTHK`). So does a parameter's (`w_DHK`),
 the parameter tree (partitioning, weight decay, Muon, import and export) knows what each of its axes means.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
 
 from transformer_jax.config import ModelConfig
 
@@ -40,3 +43,13 @@ def letters_of(path: Sequence[str], ndim: int) -> str:
         if tail and all(letter in LETTERS for letter in tail):
             return tail if len(tail) == ndim else ""
     return ""
+
+
+def path_names(path: tuple[Any, ...]) -> list[str]:
+    """The names along a path of `jax.tree_util`."""
+    return [str(getattr(part, "key", getattr(part, "name", getattr(part, "idx", part)))) for part in path]
+
+
+def map_named(f: Callable[[list[str], Any], Any], tree: Any) -> Any:
+    """`f(names along the path, leaf)` for every leaf."""
+    return jax.tree_util.tree_map_with_path(lambda path, leaf: f(path_names(path), leaf), tree)

@@ -10,13 +10,12 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
-from transformer_jax.axes import sizes
+from transformer_jax.axes import path_names, sizes
 from transformer_jax.config import RunConfig
 from transformer_jax.data.objectives import ARRANGEMENTS, room_of
 from transformer_jax.model.attention import Attention
 from transformer_jax.model.layers import Einsum, Embedding
 from transformer_jax.model.transformer import Block, Transformer
-from transformer_jax.optimizer import path_names
 from transformer_jax.tokens import Tokens
 
 

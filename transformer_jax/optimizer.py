@@ -8,19 +8,10 @@ import jax.numpy as jnp
 import optax
 from optax import contrib
 
+from transformer_jax.axes import map_named
 from transformer_jax.config import OptimizerConfig
 
 Tree = Any
-
-
-def path_names(path: tuple[Any, ...]) -> list[str]:
-    """The names along a path of `jax.tree_util`."""
-    return [str(getattr(part, "key", getattr(part, "name", getattr(part, "idx", part)))) for part in path]
-
-
-def map_named(f: Callable[[list[str], Any], Any], tree: Tree) -> Tree:
-    """`f(names along the path, leaf)` for every leaf."""
-    return jax.tree_util.tree_map_with_path(lambda path, leaf: f(path_names(path), leaf), tree)
 
 
 def decays(params: Tree) -> Tree:

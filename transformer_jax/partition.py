@@ -14,10 +14,9 @@ import jax
 from flax import linen as nn
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from transformer_jax.axes import letters_of
+from transformer_jax.axes import letters_of, map_named
 from transformer_jax.config import ParallelConfig
 from transformer_jax.errors import InputError
-from transformer_jax.optimizer import map_named
 
 MESH_AXES = ("data", "fsdp", "tensor")
 # letter: the mesh axes that it is split over. A letter that is not here is whole everywhere.

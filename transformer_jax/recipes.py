@@ -78,7 +78,7 @@ def _small(mode: Mode, **changes: Any) -> ModelConfig:
     config = ModelConfig(
         mode=mode,
         d_model=256,
-        num_layers=3 if mode == "encoder-decoder" else 6,
+        num_layers=6,
         num_heads=4,
         d_ff=1024,
         position="rope",
@@ -109,7 +109,7 @@ def pairs() -> RunConfig:
         steps=2000,
         batch_size=32,
         eval_every=500,
-        model=_small("encoder-decoder", max_length=128, d_model=128, d_ff=512, dropout_rate=0.1),
+        model=_small("encoder-decoder", num_layers=3, max_length=128, d_model=128, d_ff=512, dropout_rate=0.1),
         data=DataConfig(tokenizer_size=8000),
         optimizer=OptimizerConfig(learning_rate=2e-3),
         loss=LossConfig(label_smoothing=0.1),
