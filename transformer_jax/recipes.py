@@ -106,12 +106,12 @@ def pairs() -> RunConfig:
     """`python train.py pairs --data.train SOURCE TARGET`: an encoder-decoder that turns one text into another."""
     return RunConfig(
         recipe="pairs",
-        steps=2000,
+        steps=1000,
         batch_size=32,
-        eval_every=500,
+        eval_every=250,
         model=_small("encoder-decoder", num_layers=3, max_length=128, d_model=128, d_ff=512, dropout_rate=0.1),
         data=DataConfig(tokenizer_size=8000),
-        optimizer=OptimizerConfig(learning_rate=2e-3),
+        optimizer=OptimizerConfig(learning_rate=3e-3),
         loss=LossConfig(label_smoothing=0.1),
     )
 
