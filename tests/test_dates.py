@@ -58,7 +58,7 @@ def test_every_text_shows_the_year_and_the_day_as_numbers() -> None:
     for locale, pattern in dates.FORMATS:
         for day in days_of(2020)[::29]:
             numbers = re.findall(r"\d+", dates.render(day, locale, pattern))
-            assert "2020" in numbers and day.day in map(int, numbers), (locale, pattern)
+            assert {"2020", str(day.day)} <= {number.lstrip("0") for number in numbers}, (locale, pattern)
 
 
 def test_no_pattern_is_ambiguous_about_day_and_month() -> None:
@@ -105,11 +105,11 @@ def test_sources_render_their_date_and_every_format_is_drawn() -> None:
 
 def test_errors_name_what_is_wrong_and_what_is_possible() -> None:
     day = datetime.date(2020, 4, 2)
-    with pytest.raises(ValueError, match="'dev'.*train, validation, test"):
+    with pytest.raises(ValueError, match=r"'dev'.*train, validation, test"):
         dates.pairs("dev")
     with pytest.raises(ValueError, match="-1"):
         dates.pairs("train", -1)
-    with pytest.raises(ValueError, match="'xx'.*en_US"):
+    with pytest.raises(ValueError, match=r"'xx'.*en_US"):
         dates.render(day, "xx", "d MMM y")
     with pytest.raises(ValueError, match="'yy'"):
         dates.render(day, "en_US", "d MMM yy")

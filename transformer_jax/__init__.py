@@ -1,7 +1,7 @@
 """One Transformer in JAX: a full encoder-decoder or a causal decoder-only model, by one switch."""
 
 from transformer_jax.config import ModelConfig, RunConfig
-from transformer_jax.generate import Generated, generate
+from transformer_jax.decoding import Generated, generate
 from transformer_jax.model.cache import Cache
 from transformer_jax.model.transformer import Memory, Transformer
 from transformer_jax.objective import make_loss

@@ -9,7 +9,7 @@ from transformer_jax.data.batches import in_order
 from transformer_jax.data.load import make_rows, prompts_of
 from transformer_jax.data.sources import Corpus, Pairs
 from transformer_jax.data.tokenizer import Tokenizer
-from transformer_jax.generate import generate_all
+from transformer_jax.decoding import generate_all
 from transformer_jax.model.transformer import Transformer
 from transformer_jax.objective import make_loss
 from transformer_jax.partition import Partitioner

@@ -32,7 +32,7 @@ def describe_decay(params: Tree, config: OptimizerConfig) -> str:
 
 def _inverse_sqrt(config: OptimizerConfig, steps: int, warmup: int) -> optax.Schedule:
     shift = max(warmup, 1)
-    return lambda step: config.learning_rate * jnp.sqrt(shift / jnp.maximum(step + shift, 1))
+    return lambda step: config.learning_rate * jnp.sqrt(shift / (jnp.maximum(step, 0) + 1 + warmup))
 
 
 def _wsd(config: OptimizerConfig, steps: int, warmup: int) -> optax.Schedule:
@@ -67,21 +67,19 @@ def make_schedule(config: OptimizerConfig, steps: int) -> optax.Schedule:
     return optax.join_schedules([rise, after], [warmup]) if warmup else after
 
 
+def _is_inner_matrix(names: list[str]) -> bool:
+    """A linear map within a block: muon's; the output layer and the rest are left to AdamW, as in Jordan 2024."""
+    return names[-1].startswith("w_") and names[0] != "output"
+
+
 def _muon_axes(params: Tree) -> Tree:
-    """Which axes of a weight are its matrix's rows and columns: D is one side, the other letters the other.
+    """Which axes of a weight are its matrix's rows and columns: D is one side, the other letters the other."""
 
-    The output layer and the embeddings are left to AdamW, as in Jordan 2024.
-    """
-
-    def axes(names: list[str], leaf: Any) -> contrib.MuonDimensionNumbers | None:
-        name = names[-1]
-        if not name.startswith("w_") or names[0] == "output":
-            return None
-        letters = name[2:]
+    def axes(names: list[str], leaf: Any) -> contrib.MuonDimensionNumbers:
+        letters = names[-1].removeprefix("w_")
         width = letters.index("D")
         others = tuple(i for i, letter in enumerate(letters) if letter != "D")
-        pair = ((width,), others) if width == 0 else (others, (width,))
-        return contrib.MuonDimensionNumbers(*pair)
+        return contrib.MuonDimensionNumbers(*(((width,), others) if width == 0 else (others, (width,))))
 
     return map_named(axes, params)
 
@@ -101,21 +99,24 @@ def _lion(config: OptimizerConfig, rate: optax.Schedule) -> optax.GradientTransf
 
 
 def _muon(config: OptimizerConfig, rate: optax.Schedule) -> optax.GradientTransformation:
-    return contrib.muon(
+    muon = contrib.muon(
         rate,
         beta=config.b1,
         weight_decay=config.weight_decay,
-        weight_decay_mask=decays,
-        adam_b1=config.b1,
-        adam_b2=config.b2,
         muon_weight_dimension_numbers=_muon_axes,
         consistent_rms=0.2,  # updates as large as AdamW's, so one learning rate serves both (Liu et al. 2025, 2.2)
     )
 
+    def owners(params: Tree) -> Tree:
+        return map_named(lambda names, _: "muon" if _is_inner_matrix(names) else "adamw", params)
+
+    return optax.partition({"muon": muon, "adamw": _adamw(config, rate)}, owners)
+
 
 def _sgd(config: OptimizerConfig, rate: optax.Schedule) -> optax.GradientTransformation:
+    momentum = optax.trace(config.b1) if config.b1 else optax.identity()
     decay = optax.add_decayed_weights(config.weight_decay, decays)
-    return optax.chain(decay, optax.sgd(rate, config.b1 or None))
+    return optax.chain(momentum, decay, optax.scale_by_learning_rate(rate))
 
 
 OPTIMIZERS: dict[str, Callable[[OptimizerConfig, optax.Schedule], optax.GradientTransformation]] = {

@@ -33,7 +33,7 @@ class Data:
         config: the run's settings with what the data decided filled in (vocabulary size, objective).
         train, validation: packed rows.
         held_out: the validation corpus as text.
-        fingerprint: a digest of all token ids, by which a resumed run knows its data again.
+        fingerprint: a digest of all texts and the vocabulary, by which a resumed run knows its data again.
         report: lines that say what was read.
     """
 
@@ -145,7 +145,7 @@ def load_data(run: RunConfig, tokenizer: Tokenizer | None = None) -> Data:
     for text in (*corpus.all_texts(), "\0", *held_out.all_texts()):
         digest.update(text.encode())
         digest.update(b"\0")
-    digest.update(tokenizer.to_json().encode())
+    digest.update(repr(sorted(tokenizer.inner.get_vocab().items())).encode())
     return Data(run, tokenizer, train, validation, held_out, digest.hexdigest(), report + more)
 
 

@@ -4,6 +4,7 @@ import dataclasses
 import glob
 import gzip
 import json
+import os
 import sysconfig
 import zlib
 from collections.abc import Iterator
@@ -77,7 +78,7 @@ def read_text(path: Path) -> str:
     raw = b""
     try:
         raw = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
-        text = raw.decode("utf-8")
+        text = raw.decode("utf-8").removeprefix("\ufeff")
     except FileNotFoundError:
         raise InputError(f"{path}: no such file.") from None
     except PermissionError:
@@ -92,7 +93,7 @@ def read_text(path: Path) -> str:
         raise InputError(f"{path}: cannot be read ({error}).") from None
     if not text.strip():
         raise InputError(f"{path}: the file is empty." if not text else f"{path}: only blank lines, no text.")
-    return text.removeprefix("\ufeff").replace("\r\n", "\n")
+    return text.replace("\r\n", "\n")
 
 
 def read_lines(path: Path) -> list[str]:
@@ -160,12 +161,14 @@ def _read_parallel(first: Path, second: Path) -> Pairs:
 
 def _files(path: str) -> list[Path]:
     """The files that a path, folder or glob names, in order."""
-    if Path(path).is_dir():
+    if not path:
+        raise InputError("An empty path names no data.")
+    if os.path.isdir(path):
         found = sorted(p for p in Path(path).rglob("*") if p.is_file() and kind_of(p) in FOLDER_FILES)
         if not found:
             raise InputError(f"{path}: the folder has no {' or '.join(FOLDER_FILES)} file; for others give a glob.")
         return found
-    if glob.has_magic(path) and not Path(path).exists():
+    if glob.has_magic(path) and not os.path.exists(path):
         found = sorted(Path(p) for p in glob.glob(path, recursive=True) if Path(p).is_file())
         if not found:
             raise InputError(f"{path}: no file matches.")

@@ -119,10 +119,19 @@ def _bpe(texts: Iterable[str], size: int) -> tk.Tokenizer:
 def _unigram(texts: Iterable[str], size: int) -> tk.Tokenizer:
     """Unigram language model (Kudo 2018)."""
     inner = tk.Tokenizer(models.Unigram())
-    inner.pre_tokenizer = pre_tokenizers.Metaspace()
-    inner.decoder = decoders.Metaspace()
-    trainer = trainers.UnigramTrainer(vocab_size=size, special_tokens=SPECIAL, unk_token="<unk>", show_progress=False)
-    inner.train_from_iterator(texts, trainer)
+    # a text that spells a special token is cut behind its "<", else the name could become a piece of the model
+    names = "|".join(name.strip("<>") for name in (*SPECIAL, r"extra_id_\d+"))
+    spelled = pre_tokenizers.Split(tk.Regex(f"<(?=({names})>)"), "isolated")
+    inner.pre_tokenizer = pre_tokenizers.Sequence([spelled, pre_tokenizers.Metaspace(prepend_scheme="first")])
+    inner.decoder = decoders.Metaspace(prepend_scheme="first")
+    # the other special tokens are added after: a piece of the model could come from text
+    trainer = trainers.UnigramTrainer(
+        vocab_size=size - len(SPECIAL) + 1, special_tokens=["<unk>"], unk_token="<unk>", show_progress=False
+    )
+    try:
+        inner.train_from_iterator(texts, trainer)
+    except Exception as error:  # the library raises bare Exception
+        raise InputError(f"data.tokenizer_size={size} is too small for unigram: {error}") from None
     return inner
 
 
@@ -162,7 +171,8 @@ def make_tokenizer(name: str, size: int, texts: Callable[[], Iterable[str]], sen
         InputError: the name is neither a kind of tokenizer nor a file; the size is too small.
     """
     if name in TRAINERS:
-        return Tokenizer(TRAINERS[name](texts(), size), sentinels)
+        # as it will be read from the run's folder: the library rounds a unigram's scores when it writes them
+        return Tokenizer(tk.Tokenizer.from_str(TRAINERS[name](texts(), size).to_str()), sentinels)
     if not name.endswith(".json") and not Path(name).exists():
         kinds = ", ".join(TRAINERS)
         raise InputError(f"data.tokenizer={name!r} is none of {kinds}, and no file.{nearest(name, TRAINERS)}")

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from transformer_jax.config import ModelConfig, RopeConfig
+from transformer_jax.model.layers import at_least_float32
 from transformer_jax.tokens import Tokens
 
 Array = jax.Array
@@ -143,7 +144,7 @@ def t5_bias(table_RH: Array | None, q: Tokens, kv: Tokens, causal: bool, config:
     """A learned number for each head and bucket of distance, shared by the layers of a stack."""
     assert table_RH is not None
     bucket_BTS = t5_bucket(distance(q, kv), causal, config.relative_buckets, config.relative_max_distance)
-    return jnp.moveaxis(table_RH.astype(jnp.float32)[bucket_BTS], -1, 1)
+    return jnp.moveaxis(at_least_float32(table_RH)[bucket_BTS], -1, 1)
 
 
 def _learned(table_LD: Array | None, tokens: Tokens, config: ModelConfig) -> Array:

@@ -64,6 +64,7 @@ def _decode_loop(
     sampled: bool,
 ) -> Generated:
     B, P = prompt.ids.shape
+    room_B = model.config.max_length - prompt.lengths  # tokens that each row may still have
     variables = {"params": params}
     memory = model.apply(variables, source, method="encode")
 
@@ -91,7 +92,7 @@ def _decode_loop(
         )
         token = Tokens(id_B[:, None], jnp.ones((B, 1), jnp.int32), (prompt.lengths + step)[:, None])
         logits_BTV, cache = decode(token, cache)
-        return step + 1, logits_BTV[:, 0], cache, open_B & (id_B != eos_id), result
+        return step + 1, logits_BTV[:, 0], cache, open_B & (id_B != eos_id) & (step + 1 < room_B), result
 
     logits_BTV, cache = decode(prompt, Cache.empty(model.config, B, P + max_new_tokens))
     last_B = jnp.max(jnp.arange(P) * (prompt.segments > 0), -1)
@@ -142,16 +143,46 @@ def generate(
     Raises:
         ValueError: an argument is out of its range, or prompt and new tokens do not fit `max_length`.
     """
-    config = model.config
-    prompt = _as_tokens(prompt, config.prefix_attention == "bidirectional")
-    source = None if source is None else _as_tokens(source)
-    if beam_size != 1:
-        raise ValueError(f"beam_size={beam_size}: only 1 so far; beam search is not built yet.")
-    if max_new_tokens < 1 or prompt.ids.shape[1] + max_new_tokens > config.max_length:
+    prompt = _as_tokens(prompt)
+    if max_new_tokens < 1 or prompt.ids.shape[1] + max_new_tokens > model.config.max_length:
         raise ValueError(
             f"max_new_tokens={max_new_tokens} must be at least 1 and, with the prompt's {prompt.ids.shape[1]} tokens, "
-            f"at most the model's max_length={config.max_length}."
+            f"at most the model's max_length={model.config.max_length}."
         )
+    return _generate(
+        model,
+        params,
+        prompt,
+        source,
+        max_new_tokens=max_new_tokens,
+        eos_id=eos_id,
+        pad_id=pad_id,
+        beam_size=beam_size,
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        key=key,
+    )
+
+
+def _generate(
+    model: Transformer,
+    params: Any,
+    prompt: Tokens,
+    source: Tokens | Any | None,
+    *,
+    max_new_tokens: int,
+    eos_id: int | None = None,
+    pad_id: int = 0,
+    beam_size: int = 1,
+    temperature: float = 1.0,
+    top_k: int = 0,
+    top_p: float = 1.0,
+    key: Array | None = None,
+) -> Generated:
+    """As `generate`; a row whose prompt leaves room for fewer tokens ends at the model's `max_length`."""
+    if beam_size != 1:
+        raise ValueError(f"beam_size={beam_size}: only 1 so far; beam search is not built yet.")
     if not (0 < temperature < float("inf")):
         raise ValueError(f"temperature={temperature} must be above 0 and finite.")
     if top_k < 0:
@@ -161,8 +192,8 @@ def generate(
     return _decode_loop(
         model,
         params,
-        prompt,
-        source,
+        _as_tokens(prompt, model.config.prefix_attention == "bidirectional"),
+        None if source is None else _as_tokens(source),
         jax.random.key(0) if key is None else key,
         temperature,
         -1 if eos_id is None else eos_id,
@@ -215,12 +246,12 @@ def generate_all(
         chosen = order[start : start + batch_size]
         sources, seen = [prompts[i][0] for i in chosen], [prompts[i][1] for i in chosen]
         longest = max(map(len, seen))
-        new = min(max_new_tokens, most - longest)
-        prompt = _padded(seen, batch_size, min(_bucket(longest, most), most - new) if longest > 1 else 1)
+        prompt = _padded(seen, batch_size, _bucket(longest, most) if longest > 1 else 1)
         read = [ids for ids in sources if ids is not None]
         source = _padded(read, batch_size, _bucket(max(map(len, read)), most)) if read else None
         batch_key = None if key is None else jax.random.fold_in(key, start)
-        result = generate(model, params, prompt, source=source, max_new_tokens=new, key=batch_key, **options)
+        new = min(max_new_tokens, most - min(map(len, seen)))
+        result = _generate(model, params, prompt, source, max_new_tokens=new, key=batch_key, **options)
         ids, lengths, scores = (np.asarray(x) for x in (result.ids, result.lengths, result.scores))
         for row, index in enumerate(chosen):
             yield index, ids[row, : lengths[row]], float(scores[row])

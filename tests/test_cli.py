@@ -1,0 +1,399 @@
+"""Laws of the command line: runs end to end, resume to the bit, and wrong input ends with one message and status 2."""
+
+import contextlib
+import datetime
+import functools
+import gzip
+import io
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import pytest
+from jax.experimental.compilation_cache import compilation_cache
+
+from transformer_jax.cli import COMMANDS, run_command
+from transformer_jax.config import RunConfig
+from transformer_jax.config_file import flat
+from transformer_jax.run import load_run
+
+TINY = """--steps 6 --batch-size 4 --num-samples 8 --eval-every 3 --eval-rows 8 --checkpoint.every 3 --log-every 1
+    --model.d-model 16 --model.d-ff 32 --model.num-layers 1 --model.num-heads 2 --model.max-length 32
+    --data.tokenizer char --max-new-tokens 12 --optimizer.learning-rate 0.03"""
+MODES = ("encoder-decoder", "decoder-only")
+every_mode = pytest.mark.parametrize("mode", MODES)
+# JAX's settings by default, and those that compile quickly and keep what is compiled
+SLOW = {
+    "jax_disable_most_optimizations": False,
+    "jax_compilation_cache_dir": None,
+    "jax_persistent_cache_min_compile_time_secs": 1.0,
+    "jax_persistent_cache_min_entry_size_bytes": 0,
+}
+ROOT = Path(__file__).parent.parent
+
+
+def bug(*case):
+    """A case that fails today; it turns red when it is mended, so that its mark goes."""
+    return pytest.param(*case, marks=pytest.mark.xfail(strict=True))
+
+
+def dates(count):
+    days = [datetime.date(2001, 1, 1) + datetime.timedelta(37 * number) for number in range(count)]
+    return [(day.strftime("%d.%m.%Y"), day.isoformat()) for day in days]
+
+
+LINES = ["\t".join(pair) + "\n" for pair in dates(120)]
+FILES = {
+    "pairs.tsv": "".join(LINES),
+    "held-out.tsv": "".join(LINES[108:]),
+    "text.txt": "the cat sat on the mat. a dog saw it. " * 60,
+    "few.txt": "a few words",
+    "one.txt": "1\n",
+    "two.txt": "1\n2\n",
+    "latin.txt": b"caf\xe9 au lait\n",
+    "cut.txt.gz": gzip.compress(b"a text " * 99)[:-9],
+    "long.txt": "a short one\n" + "x" * 99 + "\n",
+    "docs.jsonl": '{"text": ""}\n' * 400,
+    "emoji.txt": "👋🙂🚀🎉" * 300,
+    "unknown.json": '{"stpes": 3}',
+    "twice.json": '{"steps": 3, "steps": 4}',
+}
+
+
+@pytest.fixture(autouse=True, scope="module")
+def quick(tmp_path_factory):
+    """In a folder with the files; what is compiled is compiled quickly, and kept for the other runs of this file."""
+    before, folder = Path.cwd(), tmp_path_factory.mktemp("cli")
+    for name, content in FILES.items():
+        (folder / name).write_bytes(content if isinstance(content, bytes) else content.encode())
+    os.chdir(folder)
+    settings = dict(zip(SLOW, (True, str(folder / "compiled"), 0.0, -1)))
+    for each in (settings, SLOW):
+        for name, value in each.items():
+            jax.config.update(name, value)
+        compilation_cache.reset_cache()
+        if each is settings:
+            yield settings
+    os.chdir(before)
+
+
+def call(*words, stdin=""):
+    """(exit status, stdout, stderr) of a command line in this process; text is cut at spaces, a list is not."""
+    out, err, before = io.StringIO(), io.StringIO(), sys.stdin
+    words = [word for part in words for word in (part if isinstance(part, list) else str(part).split())]
+    sys.stdin = io.TextIOWrapper(io.BytesIO(stdin.encode()))
+    try:
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+            status = run_command(words)
+    except SystemExit as error:
+        status = error.code
+    finally:
+        sys.stdin = before
+    return status, out.getvalue(), err.getvalue()
+
+
+def train(workdir, mode, *words, data="pairs"):
+    file = {"pairs": "pairs.tsv", "text": "text.txt"}[data]
+    return call("train", data, TINY, "--data.train", file, "--workdir", workdir, "--model.mode", mode, *words)
+
+
+@functools.cache
+def finished(mode, data="pairs"):
+    """A finished run of a cell of the table of data and modes."""
+    workdir = Path(f"{data}-{mode}")
+    status, out, err = train(workdir, mode, data=data)
+    assert (status, out) == (0, ""), err
+    return workdir
+
+
+def records(workdir):
+    return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+
+
+def lines(workdir, name, fields):
+    """{step: those fields} of the train or validation lines; each step is there once."""
+    chosen = [record for record in records(workdir) if record.get("split") == name]
+    found = {record["step"]: [record[field] for field in fields.split()] for record in chosen}
+    assert len(found) == len(chosen)
+    return found
+
+
+def same_numbers(one, other):
+    """Two runs saw the same batches and rates, and computed the same losses, scores and parameters to the bit."""
+    fields = {"train": "loss grad_norm learning_rate batch_sha", "validation": "loss accuracy"}
+    assert all(lines(one, name, some) == lines(other, name, some) for name, some in fields.items())
+    assert records(one)[-1] == records(other)[-1]
+
+
+# --- a run
+
+
+@every_mode
+def test_a_run_leaves_its_files(mode):
+    run = finished(mode)
+    names = {path.name for path in run.iterdir()}
+    assert {"config.json", "tokenizer.json", "metrics.jsonl", "loss.png", "samples.txt"} <= names
+    assert {path.name for path in (run / "checkpoints").iterdir()} == {"3", "6"}
+    assert list((run / "tensorboard").glob("events*"))
+    assert (run / "loss.png").read_bytes().startswith(b"\x89PNG")
+    assert (run / "samples.txt").read_text().count("expected") == 16
+    assert json.loads((run / "config.json").read_text())["steps"] == 6
+
+
+@every_mode
+def test_metrics_are_as_promised(mode):
+    """A line for each step and each evaluation, the fields of each kind, one compilation, and an end."""
+    run = finished(mode)
+    found = lines(run, "train", "compiles loss tokens learning_rate grad_norm tokens_per_second batch_sha")
+    assert list(found) == [1, 2, 3, 4, 5, 6]
+    assert all(compiles == 1 and loss > 0 and tokens > 0 for compiles, loss, tokens, *_ in found.values())
+    assert len({values[-1] for values in found.values()}) == 6
+    scores = lines(run, "validation", "loss tokens perplexity accuracy exact_match exact_match_sample")
+    assert [(step, values[-1]) for step, values in scores.items()] == [(3, 8), (6, 8)]
+    assert records(run)[-1] == {"event": "end", "step": 6, "param_digest": records(run)[-1]["param_digest"]}
+
+
+@every_mode
+def test_a_finished_run_is_left_alone(mode):
+    """The same command again exits 0 and changes no file."""
+
+    def state():
+        return {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in run.rglob("*") if path.is_file()}
+
+    run = finished(mode)
+    before = state()
+    status, _, err = train(run, mode)
+    assert status == 0
+    assert "finished already" in err
+    assert state() == before
+
+
+@every_mode
+def test_a_stopped_run_goes_on_to_the_bit(mode):
+    """Stopped at step 3, and at 4, where no checkpoint was due; the same command gives the uninterrupted run."""
+    run = Path(f"stopped-{mode}")
+    for step in (3, 4):
+        assert train(run, mode, "--stop-at", step)[0] == 0
+        assert records(run)[-1] == {"event": "preempted", "step": step, "reason": "stop_at"}
+    assert train(run, mode)[0] == 0
+    assert [record["step"] for record in records(run) if record.get("event") == "resume"] == [3, 4]
+    same_numbers(run, finished(mode))
+
+
+def test_a_saved_config_reruns():
+    """In another folder: the same numbers to the bit, the same config but for the folder."""
+    run = finished("decoder-only")
+    assert call("train --workdir again --config", run / "config.json")[0] == 0
+    same_numbers(Path("again"), run)
+    first, second = (json.loads((path / "config.json").read_text()) for path in (run, Path("again")))
+    assert first | {"workdir": "again"} == second
+
+
+def test_a_metrics_line_cut_short_is_healed():
+    """After a crash within a line, and lines that no checkpoint knows of, each step is there once again."""
+    train("healed", "decoder-only --stop-at 3")
+    with Path("healed/metrics.jsonl").open("a") as file:
+        file.write('{"step": 4, "split": "train", "loss": 9}\n{"step": 5, "spl')
+    assert train("healed", "decoder-only --stop-at 5")[0] == 0
+    found = lines(Path("healed"), "train", "loss")
+    assert list(found) == [1, 2, 3, 4, 5]
+    assert found[4] != [9]
+
+
+def test_the_time_limit_saves_and_exits_75():
+    assert train("late", "decoder-only --stop-after 0.01s")[0] == 75
+    last = records(Path("late"))[-1]
+    assert last["event"] == "preempted"
+    assert Path("late/checkpoints", str(last["step"])).is_dir()
+
+
+def start(settings, flags):
+    """`python train.py` as a process with warnings as errors, which shares compiled functions with this one."""
+    env = os.environ | {name.upper(): str(value) for name, value in settings.items()} | {"PYTHONPATH": str(ROOT)}
+    words = [sys.executable, "-W", "error", str(ROOT / "train.py"), *flags.split()]
+    return subprocess.Popen(words, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def steps_of(run):
+    path = run / "metrics.jsonl"
+    return path.read_text().count('"batch_sha"') if path.exists() else 0
+
+
+def test_signals_save_and_exit_75(quick):
+    """SIGINT, then SIGTERM to the same command that went on from there."""
+    run, done = Path("signalled"), 0
+    endless = "--steps 100000 --eval-every 100000 --checkpoint.every 100000 --model.mode decoder-only"
+    for number in (signal.SIGINT, signal.SIGTERM):
+        with start(quick, f"pairs {TINY} --data.train pairs.tsv --workdir {run} {endless}") as process:
+            deadline = time.monotonic() + 120
+            while time.monotonic() < deadline and process.poll() is None and steps_of(run) < done + 3:
+                time.sleep(0.1)
+            process.send_signal(number)
+            _, err = process.communicate(timeout=120)
+        assert process.returncode == 75, err
+        last = records(run)[-1]
+        assert (last["event"], last["reason"]) == ("preempted", number.name)
+        done = last["step"]
+        assert list(lines(run, "train", "loss")) == list(range(1, done + 1))
+    assert [record["event"] for record in records(run) if "event" in record] == ["preempted", "resume", "preempted"]
+
+
+def test_train_py_reads_dates(quick):
+    """`python train.py` with nothing but sizes: the embedded data, as pairs, in a folder of its own name."""
+    sizes = "--steps 2 --batch-size 32 --eval-every 2 --num-samples 4 --log-every 1 --model.d-model 16"
+    with start(quick, sizes) as process:
+        out, err = process.communicate(timeout=300)
+    assert (process.returncode, out) == (0, ""), err
+    assert "a rule of five lines" in err
+    assert list(lines(Path("runs/dates"), "train", "loss")) == [1, 2]
+    assert list(lines(Path("runs/dates"), "validation", "exact_match")) == [2]
+
+
+# --- what one does with a run
+
+
+@every_mode
+def test_generate_answers_line_by_line(mode):
+    """From --prompt, stdin or a file, to stdout or a file, in batches of any size: the same lines in order."""
+    run, prompts = finished(mode), ["", *(source for source, _ in dates(5))]
+    whole = call("generate", run, stdin="\n".join(prompts))
+    assert (whole[0], whole[1].count("\n"), whole[2]) == (0, 6, "")
+    assert len(whole[1]) > 12
+    assert whole == call("generate", run, "--batch-size", 2, stdin="\n".join(prompts) + "\n")
+    for prompt, line in zip(prompts, whole[1].splitlines()):
+        assert call("generate", run, "--prompt", [prompt]) == (0, line + "\n", "")
+    Path("in.txt").write_text("\n".join(prompts) + "\n")
+    assert call("generate", run, "--input in.txt --output out.txt") == (0, "", "")
+    assert Path("out.txt").read_text() == whole[1]
+
+
+@every_mode
+def test_sampling_is_its_seed(mode):
+    def drawn(*words):
+        return call("generate", finished(mode), "--prompt 01.02.2003 --temperature 3", *words)
+
+    assert drawn("--seed 1") == drawn("--seed 1")
+    assert len({drawn("--seed", seed)[1] for seed in range(4)}) > 1
+    assert drawn("--top-k 1") == call("generate", finished(mode), "--prompt 01.02.2003")
+    assert len(drawn("--max-new-tokens 2")[1].strip()) <= 2
+
+
+@every_mode
+def test_evaluate_prints_one_object(mode):
+    """Of the data that the run held out itself, its scores are those of the last evaluation, to 1e-6."""
+    status, out, err = call("evaluate", finished(mode), "--data held-out.tsv")
+    assert (status, err) == (0, "")
+    scores, fields = json.loads(out), "loss perplexity accuracy tokens"
+    wanted = f"{fields} bits_per_byte exact_match bleu bleu_signature chrf chrf_signature"
+    assert set(wanted.split()) <= set(scores)
+    last = lines(finished(mode), "validation", fields)[6]
+    assert [scores[field] for field in fields.split()] == pytest.approx(last, rel=1e-6)
+    assert (scores["examples"], scores["decoded"], scores["step"]) == (12, 12, 6)
+    limited = json.loads(call("evaluate", finished(mode), "--data held-out.tsv --limit 5")[1])
+    assert (limited["loss"], limited["decoded"]) == (scores["loss"], 5)
+
+
+@every_mode
+def test_plain_text_works_in_both_modes(mode):
+    """Span corruption with an encoder, causal without: bits a byte are given where all is predicted."""
+    run = finished(mode, "text")
+    assert list(lines(run, "train", "loss")) == [1, 2, 3, 4, 5, 6]
+    assert list(lines(run, "validation", "perplexity")) == [3, 6]
+    status, out, err = call("evaluate", run, "--data text.txt")
+    assert (status, err) == (0, "")
+    assert ("bits_per_byte" in json.loads(out)) == (mode == "decoder-only")
+    prompt = "the cat <extra_id_0> mat" if mode == "encoder-decoder" else "the cat"
+    status, out, err = call("generate", run, "--max-new-tokens 8 --prompt", [prompt])
+    assert (status, out.count("\n"), err) == (0, 1, "")
+
+
+@every_mode
+def test_describe_counts_the_parameters(mode):
+    total = sum(leaf.size for leaf in jax.tree.leaves(load_run(finished(mode)).params))
+    status, out, err = call("describe", finished(mode))
+    assert (status, err) == (0, "")
+    assert re.search(rf"total\W+{total:,}\D", out)
+    assert "60,506,624" in call("describe t5-small")[1]
+
+
+def test_help_names_every_flag():
+    status, out, _ = call("train --help")
+    assert status == 0
+    for name in flat(RunConfig()):
+        assert f"--{name.replace('_', '-')} " in out, name
+    assert all(call(name, "--help")[0] == 0 and name in call("--help")[1] for name in COMMANDS)
+
+
+# --- wrong input
+
+# The command line, and what its one message says. `train` rows get a good recipe's flags before their own, RUN is a
+# finished run of pairs and TEXT one of text; all else are FILES.
+WRONG = [
+    ("tarin", "Unknown command 'tarin'. Did you mean 'train'?"),
+    ("train datse", "Unknown recipe 'datse'. Did you mean 'dates'?"),
+    ("train pairs --model.num-haeds 2", "num-haeds.*Perhaps you meant.*--model.num-heads"),
+    ("train pairs --steps 1e3", "--steps.*1e3"),
+    ("train pairs --optimizer.name adamm", "adamm.*optimizer.name.*adamw"),
+    ("train pairs --model.num-heads 3", "d_model=16 must be a multiple of num_heads=3.*try num_heads=1"),
+    ("train pairs --model.d-model 1000000000", "d_model=1000000000.*GB of memory"),
+    ("train pairs --model.vocab-size 5", r"model.vocab_size=5 is smaller than the tokenizer's \d+"),
+    ("train pairs --optimizer.warmup-steps 7", "warmup_steps=7 must not exceed steps=6"),
+    ("train pairs --optimizer.accumulate 3", "batch_size=4 must be a multiple of optimizer.accumulate=3"),
+    ("train pairs --parallel.mesh dta=2", "mesh='dta=2'.*Did you mean 'data'"),
+    ("train pairs --parallel.strategy mesh --parallel.mesh data=64", "mesh='data=64' needs 64 devices"),
+    ("train pairs --data.tokenizer chra", "data.tokenizer='chra'.*Did you mean 'char'"),
+    ("train pairs --model.max-length 9", "pairs are longer than a row; the first is pairs.tsv, line 1 .*max_length=9"),
+    ("train pairs --data.train", "data.train|needs data"),
+    ("train pairs --data.train missing.tsv", "missing.tsv: no such file"),
+    ("train pairs --data.train latin.txt", r"latin.txt: byte 3 \(line 1\) is not valid UTF-8"),
+    ("train pairs --data.train cut.txt.gz", "cut.txt.gz: cannot be read"),
+    ("train pairs --data.train one.txt two.txt", "line 2 of two.txt is the first without a partner in one.txt"),
+    ("train pairs --data.validation text.txt", "--data.train holds pairs and --data.validation holds text"),
+    ("train text --data.train few.txt", "rows, fewer than batch_size=4"),
+    ("train pairs --workdir few.txt", "--workdir few.txt: cannot be used"),
+    ("train pairs --workdir RUN --model.d-ff 64 --seed 3", "another config: seed: 0 -> 3; .*model.d_ff: 32 -> 64"),
+    ("train --config unknown.json", "unknown.json: unknown field 'stpes'. Did you mean 'steps'?"),
+    ("train --config twice.json", "twice.json: .*'steps' is given more than once"),
+    ("generate compiled --prompt a", "compiled: not a run's folder.*config.json"),
+    ("generate RUN --input long.txt", "long.txt, line 2: 101 tokens.*max_length=32"),
+    ("generate RUN --prompt a --temperature 0", "temperature=0.0 must be above 0"),
+    ("generate RUN --prompt a --top-k 0", "top-k=0 must be at least 1"),
+    ("generate RUN --prompt a --top-p 1.5", r"top-p=1.5 must lie in \(0, 1\]"),
+    ("generate RUN --prompt a --max-new-tokens 0", "max-new-tokens=0 must be at least 1"),
+    ("generate RUN --prompt a --max-new-tokens 99", "--prompt: .*99 new ones.*max_length=32"),
+    ("evaluate RUN", "--data"),
+    bug("", "COMMAND"),  # the usage goes to stdout
+    bug("train text --data.train docs.jsonl", "docs.jsonl"),  # IndexError: no text to validate on
+    bug("generate RUN --prompt a --output no/folder.txt", "no/folder.txt"),  # FileNotFoundError
+    bug("evaluate RUN --data pairs.tsv --output no/folder.txt", "no/folder.txt"),  # FileNotFoundError
+    bug("evaluate RUN --data text.txt", "text"),  # KeyError: 'sequence-to-sequence'
+    bug("evaluate TEXT --data pairs.tsv", "pairs"),  # scores, as if it were made for pairs
+]
+
+
+@pytest.mark.parametrize(("line", "says"), WRONG)
+def test_wrong_input_is_answered_with_its_name(tmp_path, line, says):
+    """Status 2, nothing on stdout, one message on stderr that names the culprit, nothing written."""
+    runs, new = {"RUN": finished("decoder-only"), "TEXT": finished("decoder-only", "text")}, tmp_path / "new"
+    words = [str(runs.get(word, word)) for word in line.split()]
+    if words[:1] == ["train"] and words[1] in ("pairs", "text"):
+        words[2:2] = f"{TINY} --data.train pairs.tsv --workdir {new}".split()
+    status, out, err = call(words)
+    assert (status, out) == (2, "")
+    assert re.search(says, " ".join(err.split()))
+    assert err.count("\n") == 1 or err.count("For full helptext") == 1
+    assert not any(path.is_file() for path in new.rglob("*"))
+
+
+# the first fails today: samples start with a quarter of max_length letters, of four tokens each (ValueError)
+@pytest.mark.parametrize("data", [bug("bytes --data.train emoji.txt"), "unigram --data.train text.txt"])
+def test_runs_stop_and_go_on_with_any_tokenizer(tmp_path, data):
+    flags = ("--data.tokenizer-size 60 --workdir", tmp_path, "--data.tokenizer", data)
+    for stop in (2, 4):
+        assert call("train text", TINY, *flags, "--stop-at", stop)[0] == 0
