@@ -129,6 +129,16 @@ class GenerateArguments:
             raise ValueError(f"seed={self.seed} must be at least 0 and below 2**32.")
 
 
+def _check_output(path: Path | None) -> None:
+    """Raises InputError where the file cannot be written, before any work is done for it."""
+    if path is None:
+        return
+    try:
+        path.open("a").close()
+    except OSError as error:
+        raise InputError(f"--output {path}: cannot be written ({error.strerror}).") from None
+
+
 def _prompts(args: GenerateArguments) -> list[str]:
     from transformer_jax.data.sources import read_lines
 
@@ -149,6 +159,7 @@ def command_generate(arguments: list[str]) -> int:
 
     run = load_run(args.run)
     prompts = _prompts(args)
+    _check_output(args.output)
     import jax
 
     from transformer_jax.data.load import prompts_of
@@ -206,6 +217,7 @@ def command_evaluate(arguments: list[str]) -> int:
     from transformer_jax.run import load_run
 
     corpus = read(tuple(map(str, args.data)))
+    _check_output(args.output)
     scores, outputs = evaluate_run(load_run(args.run), corpus, args.batch_size, args.limit)
     if args.output is not None:
         args.output.write_text("".join(output.replace("\n", "\\n") + "\n" for output in outputs), "utf-8")
@@ -246,7 +258,7 @@ def _usage() -> str:
 def run_command(arguments: list[str]) -> int:
     """Runs a command line and returns its exit status."""
     if not arguments or arguments[0] in ("-h", "--help"):
-        print(_usage(), end="")
+        print(_usage(), end="", file=sys.stdout if arguments else sys.stderr)
         return 0 if arguments else 2
     name, rest = arguments[0], arguments[1:]
     try:

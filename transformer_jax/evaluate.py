@@ -7,6 +7,7 @@ from typing import Any
 from transformer_jax.config import LossConfig, RunConfig
 from transformer_jax.data.batches import in_order
 from transformer_jax.data.load import make_rows, prompts_of
+from transformer_jax.data.objectives import objective_name
 from transformer_jax.data.sources import Corpus, Pairs
 from transformer_jax.data.tokenizer import Tokenizer
 from transformer_jax.decoding import generate_all
@@ -88,6 +89,7 @@ def evaluate_run(run: Run, corpus: Corpus, batch_size: int = 0, limit: int = 0) 
         InputError: the corpus is not of the run's kind, or a pair is too long.
     """
     config, partitioner = run.config, Partitioner("jit", None)
+    objective_name(corpus.kind, config.model, config.data)
     rows, corpus, _ = make_rows("evaluate", corpus, config, run.tokenizer)
     scores: dict[str, Any] = {"step": run.step, "examples": len(corpus)}
     scores |= make_evaluator(run.model, partitioner)(run.params, in_order(rows, batch_size or config.batch_size))

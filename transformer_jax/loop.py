@@ -178,6 +178,14 @@ class Trainer:
         scores = self.evaluator(state.best_params, rows)
         return {"step": step, "split": "validation"} | scores | self._sample(step, state)
 
+    def _start_of(self, document: str) -> str:
+        """The first letters of a document, few enough to leave half of the model's length for what follows."""
+        most = self.config.model.max_length
+        start = document[: most // 4]
+        while len(start) > 1 and len(self.data.tokenizer.encode([start])[0]) > most // 2:
+            start = start[: len(start) // 2]
+        return start
+
     def _sample(self, step: int, state: TrainState) -> dict[str, Any]:
         run, held_out = self.config, self.data.held_out
         params = jax.tree.map(jax.device_get, state.best_params) if self.partitioner.mesh else state.best_params
@@ -190,7 +198,7 @@ class Trainer:
             lines = [f"{s}\n  expected {t}\n  output   {o}" for s, t, o in zip(*_few(chosen, outputs), strict=True)]
             scores = {"exact_match": exact_match(outputs, chosen.targets), "exact_match_sample": len(chosen)}
         else:
-            starts = [document[: run.model.max_length // 4] for document in held_out.documents[:3]]
+            starts = [self._start_of(document) for document in held_out.documents[:3]]
             outputs = respond(starts, key=jax.random.key(run.seed), batch_size=len(starts))
             lines = [f"{s}|{o}" for s, o in zip(starts, outputs, strict=True)]
             scores = {}

@@ -129,6 +129,8 @@ def _records(path: Path) -> Iterator[tuple[str, dict[str, str]]]:
 
 def _read_jsonl(path: Path) -> Corpus:
     records = list(_records(path))
+    if not any(value.strip() for _, record in records for value in record.values() if isinstance(value, str)):
+        raise InputError(f"{path}: only blank texts, nothing to learn from.")
     fields = [{"source", "target"} <= record.keys() for _, record in records]
     if len(set(fields)) > 1:
         odd = records[fields.index(not fields[0])][0]
