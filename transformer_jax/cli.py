@@ -257,11 +257,13 @@ def _usage() -> str:
 
 def run_command(arguments: list[str]) -> int:
     """Runs a command line and returns its exit status."""
-    if not arguments or arguments[0] in ("-h", "--help"):
-        print(_usage(), end="", file=sys.stdout if arguments else sys.stderr)
-        return 0 if arguments else 2
-    name, rest = arguments[0], arguments[1:]
+    if arguments[:1] in (["-h"], ["--help"]):
+        print(_usage(), end="")
+        return 0
+    name, rest = (arguments or [""])[0], arguments[1:]
     try:
+        if not name:
+            raise InputError(f"COMMAND is missing: one of {', '.join(COMMANDS)}; --help says more.")
         if name not in COMMANDS:
             raise InputError(
                 f"Unknown command {name!r}.{nearest(name, COMMANDS)} The commands are {', '.join(COMMANDS)}."
