@@ -280,9 +280,9 @@ def _steps(trainer: Trainer, state: TrainState, stop: StopSignal) -> int:
             if step % run.log_every == 0 or step == end:
                 numbers = {name: float(value) for name, value in metrics.items()}
                 numbers["learning_rate"] = float(np.asarray(trainer.schedule(step - 1)))
-                speed = clock.lap()
-                record = {"step": step, "split": "train"} | numbers | speed | {"compiles": trainer.traces}
-                writer.write(record | {"batch_sha": drawn.sha})
+                numbers |= {"tokens_per_second": clock.rate, "compiles": trainer.traces}
+                record = {"step": step, "split": "train"} | numbers | {"batch_sha": drawn.sha}
+                writer.write(record)
                 terminal.train(record, run.steps)
 
     step, saved = start, start
@@ -324,7 +324,10 @@ def _steps(trainer: Trainer, state: TrainState, stop: StopSignal) -> int:
 
 
 class Clock:
-    """Tokens a second, of real tokens read, between two laps; the first step's compilation is not counted."""
+    """Tokens a second, of real tokens read, since the last evaluation; the first step's compilation is not counted.
+
+    Steps are seen to end in bursts, so the rate is over all of them and not from one line of metrics to the next.
+    """
 
     def __init__(self) -> None:
         self._since, self._tokens = 0.0, 0
@@ -332,21 +335,19 @@ class Clock:
     def count(self, drawn: Drawn) -> None:
         """One more step is done."""
         if not self._since:
-            self._since = time.perf_counter()
+            self.restart()
             return
         target, source = drawn.batch.target, drawn.batch.source
         self._tokens += int(np.count_nonzero(target.segments))
         self._tokens += 0 if source is None else int(np.count_nonzero(source.segments))
 
-    def lap(self) -> dict[str, float]:
-        """The rate since the last lap, where there was a step to measure."""
-        now = time.perf_counter()
-        rate = self._tokens / (now - self._since) if self._tokens else 0.0
-        self._since, self._tokens = now, 0
-        return {"tokens_per_second": rate}
+    @property
+    def rate(self) -> float:
+        """Tokens a second so far."""
+        return self._tokens / (time.perf_counter() - self._since) if self._tokens else 0.0
 
     def restart(self) -> None:
-        """Leaves out the time since the last step: an evaluation is no training."""
+        """Leaves out the time before: an evaluation is no training."""
         self._since, self._tokens = time.perf_counter(), 0
 
 
