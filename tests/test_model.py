@@ -391,7 +391,7 @@ def test_attention_is_its_formula():
         weights = np.exp(cap * np.tanh(logits / cap)) * mask[b, t]
         wanted[b, t, h] = weights @ v[b, :, h // (H // G)] / max(weights.sum(), 1e-9)
     q, k, v, bias = (jnp.asarray(array, jnp.float32) for array in (q, k, v, bias))
-    got = attend(q, KeyValue(k, v), Sight(jnp.asarray(mask), bias), cap, lambda x: x)
+    got = attend(q, KeyValue(k, v), Sight(jnp.asarray(mask), bias), cap)
     np.testing.assert_allclose(got, wanted, rtol=0, atol=1e-5)
     assert not np.any(got[0, 3])
 

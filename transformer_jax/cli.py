@@ -9,7 +9,8 @@ from typing import Annotated, Any
 
 import tyro
 
-from transformer_jax.config import RunConfig, nearest
+from transformer_jax.config import RunConfig
+from transformer_jax.config_checks import nearest
 from transformer_jax.config_file import opened, read_config
 from transformer_jax.errors import CheckpointError, InputError
 from transformer_jax.recipes import RECIPES, find_recipe

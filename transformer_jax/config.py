@@ -5,12 +5,11 @@ wrong flag is answered at once.
 """
 
 import dataclasses
-import difflib
 import math
 import re
-import types
-import typing
 from typing import TYPE_CHECKING, Any, Literal, Self
+
+from transformer_jax.config_checks import at_least, check_types, nearest, share
 
 Mode = Literal["encoder-decoder", "decoder-only"]
 PositionName = Literal["sinusoidal", "learned", "rope", "alibi", "t5", "none"]
@@ -23,6 +22,7 @@ OptimizerName = Literal["adamw", "adafactor", "lion", "muon", "sgd"]
 ScheduleName = Literal["constant", "linear", "cosine", "inverse-sqrt", "wsd"]
 ObjectiveName = Literal["auto", "causal", "sequence-to-sequence", "span-corruption", "continuation"]
 TokenizerName = Literal["bpe", "unigram", "char", "bytes"]
+RematName = Literal["none", "dots", "full"]
 StrategyName = Literal["jit", "pmap", "mesh"]
 
 # A field that is worked out from the others when it is left None. To the model's code it is always a number.
@@ -31,65 +31,6 @@ if TYPE_CHECKING:
 else:
     Derived = int | None
 DERIVED: Any = None
-
-
-def nearest(word: str, choices: typing.Iterable[str]) -> str:
-    """` Did you mean ...?` where one of the choices is close to the word, else nothing."""
-    close = difflib.get_close_matches(word, list(choices), n=1)
-    return f" Did you mean {close[0]!r}?" if close else ""
-
-
-def _fits(value: object, kind: object) -> bool:
-    """Whether a value has the type that a field is annotated with. A bool is no int here, and an int is a float."""
-    origin, parts = typing.get_origin(kind), typing.get_args(kind)
-    if origin is Literal:
-        return value in parts
-    if origin in (typing.Union, types.UnionType):
-        return any(_fits(value, part) for part in parts)
-    if origin is tuple:
-        return isinstance(value, tuple) and all(_fits(item, parts[0]) for item in value)
-    if kind is float:
-        return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-    if kind is int:
-        return isinstance(value, int) and not isinstance(value, bool)
-    return isinstance(value, kind if isinstance(kind, type) else type(None))
-
-
-def _wanted(kind: object) -> str:
-    origin, parts = typing.get_origin(kind), typing.get_args(kind)
-    if origin is Literal:
-        return "one of " + ", ".join(map(str, parts))
-    if origin in (typing.Union, types.UnionType):
-        return " or ".join(_wanted(part) for part in parts)
-    if origin is tuple:
-        return f"several of {_wanted(parts[0])}"
-    if kind is types.NoneType:
-        return "nothing"
-    return {int: "a whole number", float: "a finite number"}.get(kind, getattr(kind, "__name__", str(kind)))
-
-
-def check_types(config: Any) -> None:
-    """Raises ValueError that names the first field whose value is of the wrong type, and what was expected."""
-    hints = typing.get_type_hints(type(config))
-    for field in dataclasses.fields(config):
-        value, kind = getattr(config, field.name), hints[field.name]
-        if not _fits(value, kind):
-            choices = [str(part) for part in typing.get_args(kind)] if typing.get_origin(kind) is Literal else []
-            raise ValueError(
-                f"{field.name}={value!r} must be {_wanted(kind)}.{nearest(str(value), choices) if choices else ''}"
-            )
-
-
-def _at_least(config: Any, least: float, *names: str) -> None:
-    for name in names:
-        if getattr(config, name) is not None and getattr(config, name) < least:
-            raise ValueError(f"{name}={getattr(config, name)} must be at least {least}.")
-
-
-def _share(config: Any, *names: str) -> None:
-    for name in names:
-        if not 0 <= getattr(config, name) < 1:
-            raise ValueError(f"{name}={getattr(config, name)} must lie in [0, 1).")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,7 +55,7 @@ class RopeConfig:
 
     def __post_init__(self) -> None:
         check_types(self)
-        _at_least(self, 1, "factor", "original_length")
+        at_least(self, 1, "factor", "original_length")
         if self.base <= 1:
             raise ValueError(f"rope.base={self.base} must be above 1.")
         if not 0 < self.fraction <= 1:
@@ -178,6 +119,18 @@ class ModelConfig:
     """Feed-forward with a gate: activation(gate(x)) * up(x) (Shazeer 2020); silu gives SwiGLU."""
     use_bias: bool = True
     """Biases in linear layers and layer norms."""
+    num_experts: int = 0
+    """Feed-forward layers that each token chooses among (mixture of experts, Shazeer et al. 2017); 0 is one for all."""
+    experts_per_token: Derived = DERIVED
+    """Experts that a token goes through. None: 2, or 1 where there is 1."""
+    num_shared_experts: int = 0
+    """Experts that every token goes through besides those it chooses (Dai et al. 2024, section 3.2)."""
+    expert_capacity: float = 0.0
+    """Places that an expert has for the tokens of one row, as a multiple of an even share; tokens beyond are passed by
+    (Lepikhin et al. 2021, section 2.2). 0: no limit, no token is dropped."""
+    normalize_gates: bool = True
+    """The weights of a token's experts add up to 1 (Jiang et al. 2024, section 2.1). False: they are the router's
+    probabilities as they are (Fedus et al. 2022, section 2.1)."""
     qk_norm: bool = False
     """Norm over each head's queries and keys (Dehghani et al. 2023, section 2)."""
     query_scale: float | None = None
@@ -207,6 +160,12 @@ class ModelConfig:
     """Of activations and matrix products. Softmax, norms, logits and the loss are at least float32."""
     param_dtype: DtypeName = "float32"
     """Of parameters."""
+    scan_layers: bool = False
+    """Compile one block, or one round of `windows`, and loop over it: a deep model compiles in the time of one.
+    Parameters of all layers are stacked along a first axis N."""
+    remat: RematName = "none"
+    """What the backward pass computes again instead of keeping it (Chen et al. 2016). dots: all but matrix products.
+    full: all within a block."""
 
     def __post_init__(self) -> None:
         derived = frozenset(
@@ -214,16 +173,18 @@ class ModelConfig:
         )
         object.__setattr__(self, "_derived", derived - {"query_scale", "attention_softcap", "logits_softcap"})
         check_types(self)
-        _at_least(self, 1, "vocab_size", "d_model", "num_layers", "num_encoder_layers", "num_heads", "num_kv_heads")
-        _at_least(self, 1, "head_dim", "d_ff", "max_length", "relative_max_distance")
-        _at_least(self, 0, "norm_eps")
-        _share(self, "dropout_rate", "attention_dropout_rate")
+        at_least(self, 1, "vocab_size", "d_model", "num_layers", "num_encoder_layers", "num_heads", "num_kv_heads")
+        at_least(self, 1, "head_dim", "d_ff", "max_length", "relative_max_distance")
+        at_least(self, 1, "experts_per_token")
+        at_least(self, 0, "norm_eps", "num_experts", "num_shared_experts", "expert_capacity")
+        share(self, "dropout_rate", "attention_dropout_rate")
         if self.head_dim is None and self.d_model % self.num_heads:
             raise ValueError(
                 f"d_model={self.d_model} must be a multiple of num_heads={self.num_heads} unless head_dim is given; "
                 f"try num_heads={math.gcd(self.d_model, self.num_heads)}."
             )
         rest = dict(
+            experts_per_token=min(2, max(self.num_experts, 1)),
             num_encoder_layers=self.num_layers,
             num_kv_heads=self.num_heads,
             head_dim=self.d_model // self.num_heads,
@@ -240,6 +201,26 @@ class ModelConfig:
                 f"num_heads={self.num_heads} must be a multiple of num_kv_heads={self.num_kv_heads}; "
                 f"try num_kv_heads={math.gcd(self.num_heads, self.num_kv_heads)}."
             )
+        if self.num_experts and self.experts_per_token > self.num_experts:
+            raise ValueError(
+                f"experts_per_token={self.experts_per_token} must not exceed num_experts={self.num_experts}."
+            )
+        if self.num_experts > 1 and self.experts_per_token == 1 and self.normalize_gates:
+            raise ValueError(
+                "experts_per_token=1 with normalize_gates=True makes every gate 1, so the router learns nothing; set "
+                "normalize_gates=False, or experts_per_token=2."
+            )
+        if not self.num_experts and (self.num_shared_experts or self.expert_capacity):
+            raise ValueError(
+                f"num_shared_experts={self.num_shared_experts} and expert_capacity={self.expert_capacity} are for a "
+                "mixture of experts; set num_experts too."
+            )
+        for name in ("num_layers", "num_encoder_layers"):
+            if self.scan_layers and getattr(self, name) % len(self.windows):
+                raise ValueError(
+                    f"{name}={getattr(self, name)} must be a multiple of the {len(self.windows)} windows "
+                    f"{self.windows} for scan_layers, which loops over them."
+                )
         if self.position == "sinusoidal" and self.d_model % 2:
             raise ValueError(
                 f"d_model={self.d_model} must be even for position='sinusoidal' (pairs of sine and cosine)."
@@ -308,8 +289,8 @@ class DataConfig:
 
     def __post_init__(self) -> None:
         check_types(self)
-        _at_least(self, 1, "source_length", "target_length", "mean_span")
-        _at_least(self, 16, "tokenizer_size")
+        at_least(self, 1, "source_length", "target_length", "mean_span")
+        at_least(self, 16, "tokenizer_size")
         for name in ("validation_fraction", "noise_density"):
             if not 0 < getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)} must lie in (0, 1).")
@@ -353,9 +334,9 @@ class OptimizerConfig:
 
     def __post_init__(self) -> None:
         check_types(self)
-        _at_least(self, 0, "learning_rate", "warmup_steps", "weight_decay", "clip_norm", "eps")
-        _at_least(self, 1, "accumulate")
-        _share(self, "b1", "b2", "ema_decay")
+        at_least(self, 0, "learning_rate", "warmup_steps", "weight_decay", "clip_norm", "eps")
+        at_least(self, 1, "accumulate")
+        share(self, "b1", "b2", "ema_decay")
         for name in ("final_fraction", "decay_fraction"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name}={getattr(self, name)} must lie in [0, 1].")
@@ -369,11 +350,15 @@ class LossConfig:
     """Share of each target's probability spread evenly over the vocabulary (Vaswani et al. 2017, 5.4)."""
     z_loss: float = 0.0
     """Weight of log(Z)^2, which keeps logits near normalised (Chowdhery et al. 2022, section 5)."""
+    balance_loss: float = 0.01
+    """Weight of the loss that spreads the tokens of a row evenly over experts (Fedus et al. 2022, section 2.2)."""
+    router_z_loss: float = 0.001
+    """Weight of log(Z)^2 of the router's logits (Zoph et al. 2022, section 3.4)."""
 
     def __post_init__(self) -> None:
         check_types(self)
-        _share(self, "label_smoothing")
-        _at_least(self, 0, "z_loss")
+        share(self, "label_smoothing")
+        at_least(self, 0, "z_loss", "balance_loss", "router_z_loss")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -392,7 +377,7 @@ class ParallelConfig:
     @property
     def axes(self) -> dict[str, int]:
         """`mesh` as axis sizes. Raises ValueError."""
-        known, axes = ("data", "fsdp", "tensor"), {}
+        known, axes = ("data", "fsdp", "expert", "context", "tensor"), {}
         for part in self.mesh.split(","):
             name, _, size = part.strip().partition("=")
             if name not in known:
@@ -420,7 +405,7 @@ class CheckpointConfig:
 
     def __post_init__(self) -> None:
         check_types(self)
-        _at_least(self, 1, "every", "keep")
+        at_least(self, 1, "every", "keep")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -460,8 +445,8 @@ class RunConfig:
 
     def __post_init__(self) -> None:
         check_types(self)
-        _at_least(self, 1, "steps", "batch_size", "eval_every", "log_every", "max_new_tokens")
-        _at_least(self, 0, "seed", "eval_rows", "num_samples", "stop_at")
+        at_least(self, 1, "steps", "batch_size", "eval_every", "log_every", "max_new_tokens")
+        at_least(self, 0, "seed", "eval_rows", "num_samples", "stop_at")
         if self.seed >= 2**32:
             raise ValueError(f"seed={self.seed} must be below 2**32.")
         if (self.optimizer.warmup_steps or 0) > self.steps:

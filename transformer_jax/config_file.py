@@ -6,7 +6,8 @@ import typing
 from pathlib import Path
 from typing import Any
 
-from transformer_jax.config import RunConfig, nearest
+from transformer_jax.config import RunConfig
+from transformer_jax.config_checks import nearest
 from transformer_jax.errors import InputError
 
 # What a run may change without becoming another run: where and how often, not what is computed.

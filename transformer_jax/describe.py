@@ -41,14 +41,15 @@ def _depth(path: Sequence[str]) -> tuple[str, ...]:
 
 
 def _einsum_flops(module: Einsum, shape: Any) -> float:
-    x_axes, w_axes = str(module.spec).split("->")[0].split(",")
-    lengths = sizes(module.config) | dict(zip(x_axes, shape, strict=True))
+    inputs, y_axes = str(module.spec).split("->")
+    x_axes, w_axes = inputs.split(",")
+    lengths = sizes(module.config) | dict(zip(y_axes, shape, strict=True))
     return 2.0 * np.prod([lengths[letter] for letter in set(x_axes + w_axes)])
 
 
-def _attention_flops(module: Attention, x: Any, kv: Any) -> float:
+def _attention_flops(module: Attention, q: Any, kv: Any) -> float:
     """Scores and weighted values over all pairs of positions; a causal mask leaves half of them, which is not taken."""
-    B, T = x.shape[:2]
+    B, T = q.shape[:2]
     return 4.0 * B * T * kv.k_BSGK.shape[1] * module.config.num_heads * module.config.head_dim
 
 
@@ -63,13 +64,13 @@ def measure(run: RunConfig, batch_size: int) -> list[Part]:
     def watch(call: Any, args: Any, kwargs: Any, context: nn.module.InterceptorContext) -> Any:
         module, result = context.module, call(*args, **kwargs)
         path: Sequence[str] = module.path
-        if not path or context.method_name not in ("__call__", "attend"):
+        if not path or context.method_name not in ("__call__", "attend", "finished"):
             return result
-        if isinstance(module, Einsum):
+        if isinstance(module, Einsum) and context.method_name == "finished":
             part(path).flops += _einsum_flops(module, args[0].shape)
             part(path).bytes += result.size * result.dtype.itemsize
         if isinstance(module, Attention):
-            part(path).flops += _attention_flops(module, args[0], args[2])
+            part(path).flops += _attention_flops(module, args[0], args[1])
         if isinstance(module, Embedding) and context.method_name == "attend":
             row = parts.setdefault(("logits (tied)",), Part("logits (tied)"))
             row.flops += 2.0 * args[0].size * run.model.vocab_size

@@ -6,7 +6,7 @@ import hashlib
 import signal
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,7 @@ from transformer_jax.metrics import MetricsWriter, draw_loss
 from transformer_jax.model.transformer import Transformer
 from transformer_jax.objective import make_loss
 from transformer_jax.optimizer import describe_decay, make_optimizer, make_schedule
-from transformer_jax.partition import Partitioner
+from transformer_jax.partition import Partitioner, Program
 from transformer_jax.run import CHECKPOINTS, CONFIG, TOKENIZER, abstract_params, example_inputs
 from transformer_jax.step import TrainState, train_step
 from transformer_jax.terminal import Terminal
@@ -112,7 +112,6 @@ class Trainer:
     folder: Path
     terminal: Terminal
     checkpoints: Checkpoints
-    traces: int = 0
 
     def __post_init__(self) -> None:
         run = self.config
@@ -133,8 +132,8 @@ class Trainer:
         params = self.model.init(key, *example_inputs(self.config.model))["params"]
         return TrainState.create(params, self.optimizer, self.config.seed, ema=self.config.optimizer.ema_decay > 0)
 
-    def compiled_step(self, state: TrainState) -> Callable[[TrainState, Any], tuple[TrainState, Any]]:
-        """(state, batch) -> (state, metrics), compiled; `traces` counts how often."""
+    def compiled_step(self, state: TrainState) -> Program:
+        """(state, batch) -> (state, metrics), compiled."""
         step = functools.partial(
             train_step,
             loss=make_loss(self.model, self.config.loss),
@@ -142,12 +141,7 @@ class Trainer:
             accumulate=self.config.optimizer.accumulate,
             ema_decay=self.config.optimizer.ema_decay,
         )
-
-        def counted(state: TrainState, batch: Any, **options: Any) -> Any:
-            self.traces += 1
-            return step(state, batch, **options)
-
-        return self.partitioner.step(counted, state)
+        return self.partitioner.step(step, state)
 
     def start(self) -> TrainState:
         """The newest checkpoint's state, or the first one.
@@ -280,7 +274,7 @@ def _steps(trainer: Trainer, state: TrainState, stop: StopSignal) -> int:
             if step % run.log_every == 0 or step == end:
                 numbers = {name: float(value) for name, value in metrics.items()}
                 numbers["learning_rate"] = float(np.asarray(trainer.schedule(step - 1)))
-                numbers |= {"tokens_per_second": clock.rate, "compiles": trainer.traces}
+                numbers |= {"tokens_per_second": clock.rate, "compiles": step_fn.compiles}
                 record = {"step": step, "split": "train"} | numbers | {"batch_sha": drawn.sha}
                 writer.write(record)
                 terminal.train(record, run.steps)

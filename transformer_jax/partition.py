@@ -1,6 +1,6 @@
 """Where arrays live and how a pure function runs there: on one device (jit), on all (pmap), on a sharded mesh.
 
-This file alone knows devices. One table says which mesh axis each letter of the alphabet is split over.
+This file alone knows devices; `axes.RULES` says which mesh axis each letter of the alphabet is split over.
 """
 
 import contextlib
@@ -11,24 +11,11 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
-from flax import linen as nn
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AxisType, Mesh, NamedSharding
 
-from transformer_jax.axes import letters_of, map_named
+from transformer_jax.axes import MESH_AXES, letters_of, map_named, spec, split
 from transformer_jax.config import ParallelConfig
 from transformer_jax.errors import InputError
-
-MESH_AXES = ("data", "fsdp", "tensor")
-# letter: the mesh axes that it is split over. A letter that is not here is whole everywhere.
-RULES: dict[str, tuple[str, ...]] = {
-    "B": ("data", "fsdp"),
-    "D": ("fsdp",),
-    "V": ("tensor",),
-    "H": ("tensor",),
-    "G": ("tensor",),
-    "F": ("tensor",),
-}
-ACTIVATION_RULES = tuple((letter, axes) for letter, axes in RULES.items() if letter != "D")
 
 
 def mesh_shape(config: ParallelConfig, devices: int) -> dict[str, int]:
@@ -45,6 +32,31 @@ def mesh_shape(config: ParallelConfig, devices: int) -> dict[str, int]:
     return shape
 
 
+class Program:
+    """A function that is compiled once for each shape of its arguments, and counts how often."""
+
+    def __init__(self, function: Any, scope: Callable[[], Any]) -> None:
+        self._function, self._scope = function, scope
+        self._compiled: dict[Any, Any] = {}
+
+    @property
+    def compiles(self) -> int:
+        """How often it was compiled so far."""
+        return len(self._compiled)
+
+    def compiled(self, *args: Any) -> Any:
+        """The executable for arguments of these shapes, which may be abstract."""
+        leaves, structure = jax.tree.flatten(args)
+        key = (structure, *((leaf.shape, leaf.dtype) for leaf in leaves))
+        if key not in self._compiled:
+            with self._scope():
+                self._compiled[key] = self._function.lower(*args).compile()
+        return self._compiled[key]
+
+    def __call__(self, *args: Any) -> Any:
+        return self.compiled(*args)(*args)
+
+
 @dataclasses.dataclass(frozen=True)
 class Partitioner:
     """Runs pure functions under a strategy. `mesh` is None on a single device."""
@@ -58,91 +70,87 @@ class Partitioner:
         if config.strategy == "jit":
             return cls("jit", None)
         devices = jax.devices()
-        whole = {"data": len(devices), "fsdp": 1, "tensor": 1}
+        whole = dict.fromkeys(MESH_AXES, 1) | {"data": len(devices)}
         shape = whole if config.strategy == "pmap" else mesh_shape(config, len(devices))
         kinds = (AxisType.Auto,) * len(shape)
         used = devices[: math.prod(shape.values())]
         return cls(config.strategy, jax.make_mesh(tuple(shape.values()), tuple(shape), axis_types=kinds, devices=used))
 
     @property
+    def axes(self) -> dict[str, int]:
+        """Sizes of the mesh axes that arrays are split over by letter."""
+        return dict(self.mesh.shape) if self.mesh is not None and self.strategy == "mesh" else {}
+
+    @property
     def batch_parts(self) -> int:
         """The number of parts that a batch's rows are split into."""
-        return 1 if self.mesh is None else self.mesh.shape["data"] * self.mesh.shape["fsdp"]
+        if self.mesh is None:
+            return 1
+        return math.prod(self.mesh.shape[axis] for axis in ("data", "fsdp", "expert"))
 
     @property
     def _devices(self) -> list[Any] | None:
         return None if self.mesh is None else list(self.mesh.devices.flat)
 
     @contextlib.contextmanager
-    def _scope(self) -> Iterator[None]:
-        if self.strategy == "mesh":
-            with jax.set_mesh(self.mesh), nn.logical_axis_rules(ACTIVATION_RULES):
-                yield
-        else:
+    def scope(self) -> Iterator[None]:
+        """Within it, functions are compiled for the mesh."""
+        with jax.set_mesh(self.mesh) if self.strategy == "mesh" else contextlib.nullcontext():
             yield
 
-    def _sharding(self, letters: str, shape: tuple[int, ...]) -> NamedSharding | None:
-        """Where an array with these axes lives. An axis that cannot be split evenly is whole."""
+    def sharding(self, letters: str, shape: tuple[int, ...]) -> NamedSharding | None:
+        """Where an array with these axes lives."""
         if self.mesh is None:
             return None
-        parts = []
-        for letter, size in zip(letters, shape, strict=False):
-            axes = RULES.get(letter, ()) if self.strategy == "mesh" else ()
-            parts.append(axes if axes and size % math.prod(self.mesh.shape[axis] for axis in axes) == 0 else None)
-        return NamedSharding(self.mesh, PartitionSpec(*parts))
+        return NamedSharding(self.mesh, spec(letters, split(dict(zip(letters, shape, strict=False)), self.axes)))
 
     def shardings(self, tree: Any) -> Any:
-        """Where each array of a tree of parameters, or of anything that is shaped like them, lives."""
-        return map_named(lambda names, leaf: self._sharding(letters_of(names, leaf.ndim), leaf.shape), tree)
+        """Where each array of a tree of parameters, or of anything that is shaped like them, lives.
+
+        Vectors over the model's width are whole: gathering them would cost more than they take.
+        """
+
+        def place(names: list[str], leaf: Any) -> NamedSharding | None:
+            letters = letters_of(names, leaf.ndim)
+            return self.sharding("" if letters in ("D", "ND") else letters, leaf.shape)
+
+        return map_named(place, tree)
 
     def init(self, make: Callable[..., Any], *args: Any) -> Any:
         """What `make(*args)` returns, each array born where it lives."""
-        with self._scope():
+        with self.scope():
             where = self.shardings(jax.eval_shape(make, *args))
             return jax.jit(make, out_shardings=where if self.mesh is not None else None)(*args)
 
     def put(self, batch: Any) -> Any:
-        """A batch's arrays on the devices that read them."""
+        """A batch's arrays, [B, T], on the devices that read them."""
         if self.strategy == "pmap":
             return jax.tree.map(lambda x: x.reshape(self.batch_parts, -1, *x.shape[1:]), batch)
-        if self.mesh is None:
-            return jax.device_put(batch)
-        return jax.device_put(batch, NamedSharding(self.mesh, PartitionSpec(("data", "fsdp"))))
+        return jax.tree.map(lambda x: jax.device_put(x, self.sharding("BT", x.shape)), batch)
 
-    def step(self, train_step: Callable[..., Any], state: Any) -> Callable[[Any, Any], Any]:
-        """Compile `train_step(state, batch)` for states like this one; it reuses the memory of the state."""
+    def step(self, train_step: Callable[..., Any], state: Any) -> Program:
+        """Compile `train_step(state, batch)` for states like this one; it reuses the memory of the state.
+
+        With `pmap` every device runs the step on its part of the batch and sums are added between them. In JAX today
+        `pmap` is in maintenance mode: a thin layer on `jit` and `shard_map`. It replicates all state and has no other
+        kind of parallelism; it is here for those who know it and to compare with. `mesh` with data=-1 does the same.
+        """
         if self.strategy == "pmap":
             reduce = functools.partial(jax.lax.psum, axis_name="data")
-            run = jax.pmap(
-                functools.partial(train_step, reduce=reduce),
-                "data",
-                in_axes=(None, 0),
-                out_axes=None,
-                devices=self._devices,
-                donate_argnums=0,
-            )
-        else:
-            where = None if self.mesh is None else (self.shardings(state), None)
-            run = jax.jit(train_step, donate_argnums=0, out_shardings=where)
-        return self._within(run)
 
-    def _within(self, run: Callable[..., Any]) -> Callable[..., Any]:
-        def call(*args: Any) -> Any:
-            with self._scope():
-                return run(*args)
+            def step_of_part(state: Any, batch: Any) -> Any:
+                return train_step(state, batch, reduce=reduce, part=jax.lax.axis_index("data"))
 
-        return call
+            return Program(self._pmap(step_of_part, donate_argnums=0), self.scope)
+        where = None if self.mesh is None else (self.shardings(state), None)
+        return Program(jax.jit(train_step, donate_argnums=0, out_shardings=where), self.scope)
 
-    def evaluate(self, sums: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
+    def evaluate(self, sums: Callable[[Any, Any], Any]) -> Program:
         """Compile `sums(params, batch)`, whose results add up over the batch."""
         if self.strategy == "pmap":
-            run = jax.pmap(
-                lambda params, batch: jax.lax.psum(sums(params, batch), "data"),
-                "data",
-                in_axes=(None, 0),
-                out_axes=None,
-                devices=self._devices,
-            )
-        else:
-            run = jax.jit(sums)
-        return self._within(run)
+            return Program(self._pmap(lambda params, batch: jax.lax.psum(sums(params, batch), "data")), self.scope)
+        return Program(jax.jit(sums), self.scope)
+
+    def _pmap(self, function: Callable[[Any, Any], Any], **options: Any) -> Any:
+        """Maps over the parts of a batch; the state is one ordinary array everywhere, in and out."""
+        return jax.pmap(function, "data", in_axes=(None, 0), out_axes=None, devices=self._devices, **options)

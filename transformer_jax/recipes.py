@@ -11,8 +11,8 @@ from transformer_jax.config import (
     OptimizerConfig,
     RopeConfig,
     RunConfig,
-    nearest,
 )
+from transformer_jax.config_checks import nearest
 from transformer_jax.errors import InputError
 
 RECIPES: dict[str, Callable[[], RunConfig]] = {}
@@ -53,6 +53,7 @@ def dates() -> RunConfig:
             max_length=208,
             position="rope",
             norm="rmsnorm",
+            activation="gelu",
             use_bias=False,
         ),
         data=DataConfig(embedded="dates", tokenizer="char", source_length=128, target_length=80),

@@ -78,6 +78,7 @@ def train_step(
     accumulate: int = 1,
     ema_decay: float = 0.0,
     reduce: Callable[[Any], Any] = identity,
+    part: Array | int = 0,
 ) -> tuple[TrainState, Metrics]:
     """One update. Everything is a sum until one division by the number of tokens.
 
@@ -89,11 +90,12 @@ def train_step(
         accumulate: the number of microbatches, whose sums are those of the whole batch.
         ema_decay: of the moving average, where the state has one.
         reduce: adds a tree of sums over devices, where a device sees a part of the batch only.
+        part: which part it sees, so that no two drop out alike.
 
     Returns:
         The next state, and `loss`, `accuracy`, `tokens` and `grad_norm` of this step, before clipping.
     """
-    key = jax.random.fold_in(jax.random.key(state.seed), state.step)
+    key = jax.random.fold_in(jax.random.fold_in(jax.random.key(state.seed), state.step), part)
     grads, sums = reduce(gradient_sums(loss, state.params, batch, key, accumulate))
     tokens = jnp.maximum(sums["tokens"], 1)
     grads = jax.tree.map(lambda g: g / tokens.astype(g.dtype), grads)

@@ -10,7 +10,7 @@ import numpy as np
 import tokenizers as tk
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
-from transformer_jax.config import nearest
+from transformer_jax.config_checks import nearest
 from transformer_jax.errors import InputError
 
 # The roles that the data and decoding need, and the names that published tokenizers give them.

@@ -1,14 +1,13 @@
 """Attention: which keys a query sees, the softmax over them, and the projections around it."""
 
-from collections.abc import Callable
-
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from flax import struct
 
+from transformer_jax.axes import constrain, gathered, mesh_in_use, spec, split
 from transformer_jax.config import ModelConfig
-from transformer_jax.model.layers import Dropout, Einsum, Norm, constrain
+from transformer_jax.model.layers import Einsum, Norm, project
 from transformer_jax.model.positions import POSITIONS, Position, distance
 from transformer_jax.tokens import Tokens
 
@@ -47,23 +46,59 @@ def soft_cap(x: Array, cap: float | None) -> Array:
     return x if cap is None else cap * jnp.tanh(x / cap)
 
 
-def attend(q_BTHK: Array, kv: KeyValue, sight: Sight, cap: float | None, drop: Callable[[Array], Array]) -> Array:
+def softmax_attention(
+    q_BTHK: Array, k_BSGK: Array, v_BSGK: Array, sight: Sight, cap: float | None, keep_BHTS: Array | None
+) -> Array:
     """Softmax attention (Vaswani et al. 2017, equation 1) of queries that are scaled already, [B, T, H, K].
 
     Each of the G key/value heads serves H / G query heads. Logits and softmax are at least float32. A query that sees
-    no key gets zeros.
+    no key gets zeros. `keep_BHTS` multiplies the weights.
     """
     B, T, H, K = q_BTHK.shape
-    G = kv.k_BSGK.shape[2]
+    G = k_BSGK.shape[2]
     q_BTGHK = q_BTHK.reshape(B, T, G, H // G, K)
     kind = jnp.promote_types(q_BTHK.dtype, jnp.float32)
-    logits_BGHTS = jnp.einsum("BTGHK,BSGK->BGHTS", q_BTGHK, kv.k_BSGK, preferred_element_type=kind)
+    logits_BGHTS = jnp.einsum("BTGHK,BSGK->BGHTS", q_BTGHK, k_BSGK, preferred_element_type=kind)
+
+    def grouped(x_BHTS: Array) -> Array:
+        return x_BHTS.reshape(B, G, H // G, *x_BHTS.shape[-2:])
+
     if sight.bias_BHTS is not None:
-        logits_BGHTS += sight.bias_BHTS.reshape(-1, G, H // G, *sight.bias_BHTS.shape[-2:])
+        logits_BGHTS += grouped(sight.bias_BHTS)
     mask = sight.mask_BTS[:, None, None]
     weights_BGHTS = jax.nn.softmax(jnp.where(mask, soft_cap(logits_BGHTS, cap), jnp.finfo(kind).min), -1)
-    weights_BGHTS = drop(jnp.where(mask, weights_BGHTS, 0)).astype(q_BTHK.dtype)
-    return jnp.einsum("BGHTS,BSGK->BTGHK", weights_BGHTS, kv.v_BSGK).reshape(B, T, H, K)
+    weights_BGHTS = jnp.where(mask, weights_BGHTS, 0)
+    if keep_BHTS is not None:
+        weights_BGHTS *= grouped(keep_BHTS)
+    return jnp.einsum("BGHTS,BSGK->BTGHK", weights_BGHTS.astype(q_BTHK.dtype), v_BSGK).reshape(B, T, H, K)
+
+
+def attend(q_BTHK: Array, kv: KeyValue, sight: Sight, cap: float | None, keep_BHTS: Array | None = None) -> Array:
+    """`softmax_attention` on the devices where the queries are, [B, T, H, K].
+
+    Where a sequence is split over devices, each has a part of the queries and gathers the keys and values of all
+    (Llama Team 2024, section 3.3.2), so every mask is exact.
+    """
+    mesh = mesh_in_use()
+    if not mesh:
+        return softmax_attention(q_BTHK, kv.k_BSGK, kv.v_BSGK, sight, cap, keep_BHTS)
+    q_split = split(dict(zip("BTHK", q_BTHK.shape, strict=True)), mesh)
+    H, G = q_BTHK.shape[2], kv.k_BSGK.shape[2]
+    if 1 < G < H and split({"G": G}, mesh).get("G") != q_split.get("H"):
+        kv = jax.tree.map(lambda x: jnp.repeat(x, H // G, 2), kv)  # the heads of a group lie on several devices
+    have = split(dict(zip("BSGK", kv.k_BSGK.shape, strict=True)), mesh)
+    if "T" not in q_split:
+        have.pop("S", None)
+    want = {letter: axes for letter, axes in have.items() if letter != "S"}
+
+    def local(q_BTHK: Array, kv: KeyValue, sight: Sight, keep_BHTS: Array | None) -> Array:
+        k_BSGK, v_BSGK = (gathered(x, "BSGK", have, want) for x in (kv.k_BSGK, kv.v_BSGK))
+        return softmax_attention(q_BTHK, k_BSGK, v_BSGK, sight, cap, keep_BHTS)
+
+    q_spec, kv_spec = spec("BTHK", q_split), spec("BSGK", have)
+    sight_specs = jax.tree.map(lambda x: spec("BT." if x.ndim == 3 else "BHT.", q_split), sight)
+    inputs = (q_spec, kv_spec, sight_specs, spec("BHT.", q_split))
+    return jax.shard_map(local, in_specs=inputs, out_specs=q_spec)(q_BTHK, kv, sight, keep_BHTS)
 
 
 class Attention(nn.Module):
@@ -78,29 +113,46 @@ class Attention(nn.Module):
     def setup(self) -> None:
         config, bias = self.config, self.config.use_bias
         self.query = Einsum("BTD,DHK->BTHK", config, bias)
-        self.key = Einsum("BSD,DGK->BSGK", config, bias)
-        self.value = Einsum("BSD,DGK->BSGK", config, bias)
+        self.key = Einsum("BTD,DGK->BTGK", config, bias)
+        self.value = Einsum("BTD,DGK->BTGK", config, bias)
         self.out = Einsum("BTHK,HKD->BTD", config, bias)
         if config.qk_norm:
             self.query_norm, self.key_norm = Norm(config, "K"), Norm(config, "K")
-        self.dropout = Dropout(config.attention_dropout_rate)
 
-    def project(self, x_BSD: Array, tokens: Tokens) -> KeyValue:
-        """Keys and values that any query can be matched with, now or later."""
-        k_BSGK = self.key(x_BSD)
-        if self.config.qk_norm:
-            k_BSGK = self.key_norm(k_BSGK)
-        return KeyValue(self.position.rotate(k_BSGK, tokens.positions, self.config), self.value(x_BSD))
-
-    def __call__(self, x_BTD: Array, tokens: Tokens, kv: KeyValue, sight: Sight) -> Array:
+    def _queries(self, q_BTHK: Array, tokens: Tokens) -> Array:
         config = self.config
-        q_BTHK = self.query(x_BTD)
         if config.qk_norm:
             q_BTHK = self.query_norm(q_BTHK)
         q_BTHK = self.position.rotate(q_BTHK, tokens.positions, config)
-        q_BTHK *= jnp.asarray(config.query_scale or config.head_dim**-0.5, q_BTHK.dtype)
-        y_BTHK = attend(q_BTHK, kv, sight, config.attention_softcap, self.dropout)
-        return self.out(constrain(y_BTHK, "BTHK"))
+        return q_BTHK * jnp.asarray(config.query_scale or config.head_dim**-0.5, q_BTHK.dtype)
+
+    def _keys(self, k_BSGK: Array, v_BSGK: Array, tokens: Tokens) -> KeyValue:
+        if self.config.qk_norm:
+            k_BSGK = self.key_norm(k_BSGK)
+        return KeyValue(self.position.rotate(k_BSGK, tokens.positions, self.config), v_BSGK)
+
+    def queries(self, x_BTD: Array, tokens: Tokens) -> Array:
+        """What the tokens ask of a memory."""
+        return self._queries(project(x_BTD, self.query)[0], tokens)
+
+    def keys(self, x_BSD: Array, tokens: Tokens) -> KeyValue:
+        """Keys and values that any query can be matched with, now or later."""
+        k_BSGK, v_BSGK = project(x_BSD, self.key, self.value)
+        return self._keys(k_BSGK, v_BSGK, tokens)
+
+    def queries_and_keys(self, x_BTD: Array, tokens: Tokens) -> tuple[Array, KeyValue]:
+        """Both, of tokens that attend to themselves."""
+        q_BTHK, k_BTGK, v_BTGK = project(x_BTD, self.query, self.key, self.value)
+        return self._queries(q_BTHK, tokens), self._keys(k_BTGK, v_BTGK, tokens)
+
+    def __call__(self, q_BTHK: Array, kv: KeyValue, sight: Sight) -> Array:
+        config, rate = self.config, self.config.attention_dropout_rate
+        keep_BHTS = None
+        if rate and self.has_rng("dropout"):
+            shape = (*q_BTHK.shape[:1], config.num_heads, *sight.mask_BTS.shape[1:])
+            keep_BHTS = jax.random.bernoulli(self.make_rng("dropout"), 1 - rate, shape) / (1 - rate)
+            keep_BHTS = constrain(keep_BHTS, "BHT.")
+        return self.out(attend(q_BTHK, kv, sight, config.attention_softcap, keep_BHTS))
 
 
 CROSS_POSITIONS = {"none": lambda config: Position(), "same": lambda config: POSITIONS[config.position]}

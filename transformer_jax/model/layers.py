@@ -6,17 +6,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
-from flax.linen import spmd
 
-from transformer_jax.axes import sizes
+from transformer_jax.axes import axes_of, constrain, gathered, mesh_in_use, sizes, spec, split, varying
 from transformer_jax.config import ModelConfig
 
 Array = jax.Array
-
-
-def constrain(x: Array, letters: str) -> Array:
-    """Name the axes of an activation, so that the partitioner can say where it lives; the same values. `.` is whole."""
-    return spmd.with_logical_constraint(x, tuple(None if letter == "." else letter for letter in letters))
 
 
 def dtype_of(config: ModelConfig) -> Any:
@@ -25,6 +19,74 @@ def dtype_of(config: ModelConfig) -> Any:
 
 def at_least_float32(x: Array) -> Array:
     return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+
+
+def linear(x: Array, *maps: tuple[str, Array], dtype: Any = None) -> list[Array]:
+    """Einsums of one x, such as `BTD,DHK->BTHK`, with several weights; the results in `dtype`, None for x's own.
+
+    On a mesh each device works on its own parts. Weights are made whole over the devices that share x's batch, and
+    their gradients are summed and split again (Rajbhandari et al. 2020, section 5.3). Where the contraction runs over
+    an axis that is split, results are summed; the gradients of all maps with respect to x are summed once (Shoeybi
+    et al. 2019, section 3).
+    """
+
+    def product(spec: str, x: Array, w: Array) -> Array:
+        return jnp.einsum(spec, x, w.astype(x.dtype), preferred_element_type=dtype)
+
+    mesh = mesh_in_use()
+    if not mesh:
+        return [product(spec, x, w) for spec, w in maps]
+    x_axes = maps[0][0].partition(",")[0]
+    x_split = split(dict(zip(x_axes, x.shape, strict=True)), mesh)
+    x_over = axes_of(x_split, x_axes)
+    letters, stored, used = [], [], []
+    for einsum, w in maps:
+        w_axes, y_axes = einsum.partition(",")[2].split("->")
+        lengths = dict(zip(w_axes, w.shape, strict=True))
+        letters.append((w_axes, y_axes))
+        stored.append(split(lengths, mesh))
+        used.append(split(lengths, mesh, x_split))
+
+    def local(x: Array, *weights: Array) -> list[Array]:
+        copies: dict[tuple[str, ...], Array] = {}
+        results = []
+        for (einsum, _), w, (w_axes, y_axes), have, want in zip(maps, weights, letters, stored, used, strict=True):
+            w = gathered(varying(w, x_over, axes_of(have, w_axes)), w_axes, have, want)
+            new = axes_of(want, w_axes)
+            x_new = copies.setdefault(new, varying(x, new, x_over))
+            y = product(einsum, x_new, w)
+            over = axes_of(want, [letter for letter in x_axes if letter in w_axes and letter not in y_axes])
+            results.append(jax.lax.psum(y, over) if over else y)
+        return results
+
+    weights = [w.astype(x.dtype) for _, w in maps]
+    inputs = (spec(x_axes, x_split), *(spec(w_axes, have) for (w_axes, _), have in zip(letters, stored, strict=True)))
+    outputs = [spec(y_axes, want) for (_, y_axes), want in zip(letters, used, strict=True)]
+    if stored != used:  # the backward pass gathers weights again instead of keeping all of them whole
+        local = jax.checkpoint(local, policy=lambda primitive, *_, **__: primitive.name != "all_gather")
+    return jax.shard_map(local, in_specs=inputs, out_specs=outputs)(x, *weights)
+
+
+def lookup(table: Array, axes: str, ids_BT: Array) -> Array:
+    """Rows of a table with two axes, [B, T, columns]. Devices that hold some of the rows look up those and add."""
+    mesh, (rows, columns) = mesh_in_use(), axes
+    if not mesh:
+        return table[ids_BT]
+    lengths = dict(zip(axes, table.shape, strict=True))
+    ids_split = split(dict(zip("BT", ids_BT.shape, strict=True)), mesh)
+    have, want = split(lengths, mesh), split(lengths, mesh, ids_split)
+    over = want.get(rows, ())
+
+    def local(table: Array, ids_BT: Array) -> Array:
+        table = gathered(varying(table, axes_of(ids_split, "BT"), axes_of(have, axes)), axes, have, want)
+        if not over:
+            return table[ids_BT]
+        ids_BT = ids_BT - jax.lax.axis_index(over) * table.shape[0]
+        here_BT = (ids_BT >= 0) & (ids_BT < table.shape[0])
+        return jax.lax.psum(jnp.where(here_BT[..., None], table[jnp.where(here_BT, ids_BT, 0)], 0), over)
+
+    inputs = (spec(axes, have), spec("BT", ids_split))
+    return jax.shard_map(local, in_specs=inputs, out_specs=spec(f"BT{columns}", want))(table, ids_BT)
 
 
 class Einsum(nn.Module):
@@ -38,11 +100,10 @@ class Einsum(nn.Module):
     config: ModelConfig
     bias: bool = False
 
-    @nn.compact
-    def __call__(self, x: Array) -> Array:
+    def setup(self) -> None:
         inputs, y_axes = self.spec.split("->")
         x_axes, w_axes = inputs.split(",")
-        length = sizes(self.config)
+        length, param_dtype = sizes(self.config), jnp.dtype(self.config.param_dtype)
 
         def places(wanted: Callable[[str], bool]) -> tuple[int, ...]:
             return tuple(place for place, letter in enumerate(w_axes) if wanted(letter))
@@ -55,14 +116,24 @@ class Einsum(nn.Module):
             out_axis=places(lambda letter: letter not in x_axes),
             batch_axis=places(lambda letter: letter in x_axes and letter in y_axes),
         )
-        param_dtype = jnp.dtype(self.config.param_dtype)
-        w = self.param(f"w_{w_axes}", init, tuple(length[letter] for letter in w_axes), param_dtype)
-        y = jnp.einsum(self.spec, x, w.astype(x.dtype))
+        self.w = self.param(f"w_{w_axes}", init, tuple(length[letter] for letter in w_axes), param_dtype)
         if self.bias:
             b_axes = "".join(letter for letter in y_axes if letter in w_axes)
             shape = tuple(length[letter] for letter in b_axes)
-            y += self.param(f"b_{b_axes}", nn.initializers.zeros, shape, param_dtype).astype(x.dtype)
-        return constrain(y, y_axes)
+            self.b = self.param(f"b_{b_axes}", nn.initializers.zeros, shape, param_dtype)
+
+    def __call__(self, x: Array) -> Array:
+        return project(x, self)[0]
+
+    def finished(self, y: Array) -> Array:
+        """A product with the weight, with the bias added."""
+        return y + self.b.astype(y.dtype) if self.bias else y
+
+
+def project(x: Array, *maps: Einsum) -> list[Array]:
+    """Several linear maps of one x, with their biases."""
+    products = linear(x, *((each.spec, each.w) for each in maps))
+    return [each.finished(y) for each, y in zip(maps, products, strict=True)]
 
 
 def layer_norm(x: Array, eps: float) -> Array:
@@ -114,16 +185,13 @@ class Embedding(nn.Module):
         self.table_VD = self.param("table_VD", init, shape, jnp.dtype(self.config.param_dtype))
 
     def __call__(self, ids_BT: Array) -> Array:
-        # V whole during the gather, else XLA rematerialises the table on every device
-        table_VD = constrain(self.table_VD.astype(dtype_of(self.config)), ".D")
-        x_BTD = constrain(table_VD[ids_BT], "BTD")
+        x_BTD = lookup(self.table_VD.astype(dtype_of(self.config)), "VD", ids_BT)
         return x_BTD * jnp.asarray(self.config.d_model**0.5, x_BTD.dtype) if self.config.scale_embeddings else x_BTD
 
     def attend(self, x_BTD: Array) -> Array:
         """Logits in at least float32, [B, T, V]."""
         kind = jnp.promote_types(x_BTD.dtype, jnp.float32)
-        table_VD = self.table_VD.astype(x_BTD.dtype)
-        return constrain(jnp.einsum("BTD,VD->BTV", x_BTD, table_VD, preferred_element_type=kind), "BTV")
+        return linear(x_BTD, ("BTD,VD->BTV", self.table_VD), dtype=kind)[0]
 
 
 def gelu(x: Array) -> Array:
@@ -152,11 +220,10 @@ class FeedForward(nn.Module):
     @nn.compact
     def __call__(self, x_BTD: Array) -> Array:
         config, activation = self.config, ACTIVATIONS[self.config.activation]
-        h_BTF = Einsum("BTD,DF->BTF", config, config.use_bias, name="up")(x_BTD)
-        if config.gated:
-            h_BTF *= activation(Einsum("BTD,DF->BTF", config, config.use_bias, name="gate")(x_BTD))
-        else:
-            h_BTF = activation(h_BTF)
+        names = ("up", "gate") if config.gated else ("up",)
+        maps = [Einsum("BTD,DF->BTF", config, config.use_bias, name=name) for name in names]
+        h_BTF, *gate = project(x_BTD, *maps)
+        h_BTF = h_BTF * activation(gate[0]) if gate else activation(h_BTF)
         return Einsum("BTF,FD->BTD", config, config.use_bias, name="down")(h_BTF)
 
 

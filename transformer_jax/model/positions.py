@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from transformer_jax.config import ModelConfig, RopeConfig
-from transformer_jax.model.layers import at_least_float32
+from transformer_jax.model.layers import at_least_float32, lookup
 from transformer_jax.tokens import Tokens
 
 Array = jax.Array
@@ -149,7 +149,7 @@ def t5_bias(table_RH: Array | None, q: Tokens, kv: Tokens, causal: bool, config:
 
 def _learned(table_LD: Array | None, tokens: Tokens, config: ModelConfig) -> Array:
     assert table_LD is not None
-    return table_LD[tokens.positions]
+    return lookup(table_LD, "LD", tokens.positions)
 
 
 POSITIONS: dict[str, Position] = {

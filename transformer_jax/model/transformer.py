@@ -41,7 +41,7 @@ class Block(nn.Module):
 
     def project(self, x_BSD: Array, tokens: Tokens) -> KeyValue:
         """Keys and values of a memory for this block's cross-attention."""
-        return self.cross_attention.project(x_BSD, tokens)
+        return self.cross_attention.keys(x_BSD, tokens)
 
     def __call__(
         self,
@@ -56,14 +56,18 @@ class Block(nn.Module):
 
         def attend_self(x_BTD: Array) -> Array:
             nonlocal written
-            kv = self.self_attention.project(x_BTD, tokens)
+            q_BTHK, kv = self.self_attention.queries_and_keys(x_BTD, tokens)
             if slots is not None:
                 kv = written = write(slots[0], kv, slots[1])
-            return self.self_attention(x_BTD, tokens, kv, own)
+            return self.self_attention(q_BTHK, kv, own)
+
+        def attend_across(x_BTD: Array) -> Array:
+            assert memory is not None
+            return self.cross_attention(self.cross_attention.queries(x_BTD, tokens), *memory)
 
         x_BTD = self.self_attention_residual(x_BTD, attend_self)
         if memory is not None:
-            x_BTD = self.cross_attention_residual(x_BTD, lambda x_BTD: self.cross_attention(x_BTD, tokens, *memory))
+            x_BTD = self.cross_attention_residual(x_BTD, attend_across)
         return self.feed_forward_residual(x_BTD, self.feed_forward), written
 
 
