@@ -249,6 +249,10 @@ class ModelConfig:
             if getattr(self, name) is not None and getattr(self, name) <= 0:
                 raise ValueError(f"{name}={getattr(self, name)} must be above 0.")
 
+    def blocks_in_a_round(self, num_layers: int) -> int:
+        """Blocks that are compiled one by one; where layers are scanned over, a loop repeats them."""
+        return len(self.windows) if self.scan_layers else num_layers
+
     def replace(self, **changes: Any) -> Self:
         """The same config with some fields changed and the derived fields derived anew."""
         return dataclasses.replace(self, **dict.fromkeys(vars(self)["_derived"]) | changes)

@@ -6,6 +6,7 @@ from typing import Any, cast
 import jax
 import jax.numpy as jnp
 
+from transformer_jax.axes import path_names
 from transformer_jax.config import LossConfig
 from transformer_jax.model.transformer import Transformer
 from transformer_jax.tokens import Batch
@@ -44,13 +45,29 @@ def token_sums(logits_BTV: Array, batch: Batch, config: LossConfig) -> Sums:
     }
 
 
+def added_by_name(sown: Any) -> Sums:
+    """What modules have sown, added up over all modules and layers by its name."""
+    sums: Sums = {}
+    for path, leaf in jax.tree_util.tree_leaves_with_path(sown):
+        name = [part for part in path_names(path) if not part.isdigit()][-1]
+        sums[name] = sums.get(name, 0) + jnp.sum(leaf)
+    return sums
+
+
 def make_loss(model: Transformer, config: LossConfig) -> Loss:
-    """(params, batch, dropout key or None) -> (what to differentiate, sums): a function of its arguments alone."""
+    """(params, batch, dropout key or None) -> (what to differentiate, sums): a function of its arguments alone.
+
+    The sums are those of `token_sums` and, of a mixture of experts, those of its routers, over tokens and layers.
+    """
 
     def loss(params: Any, batch: Batch, key: Array | None) -> tuple[Array, Sums]:
         rngs = None if key is None else {"dropout": key}
-        logits_BTV = cast(Array, model.apply({"params": params}, batch.target, batch.source, rngs=rngs))
-        sums = token_sums(logits_BTV, batch, config)
-        return sums["loss"], sums
+        logits_BTV, sown = cast(
+            tuple[Array, Any],
+            model.apply({"params": params}, batch.target, batch.source, rngs=rngs, mutable=["sums"]),
+        )
+        sums = token_sums(logits_BTV, batch, config) | added_by_name(sown)
+        routers = config.balance_loss * sums.get("balance", 0) + config.router_z_loss * sums.get("router_z", 0)
+        return sums["loss"] + routers, sums
 
     return loss

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 from optax import contrib
 
-from transformer_jax.axes import map_named
+from transformer_jax.axes import letters_of, map_named
 from transformer_jax.config import OptimizerConfig
 
 Tree = Any
@@ -73,13 +73,16 @@ def _is_inner_matrix(names: list[str]) -> bool:
 
 
 def _muon_axes(params: Tree) -> Tree:
-    """Which axes of a weight are its matrix's rows and columns: D is one side, the other letters the other."""
+    """Which axes of a weight are its matrix's rows and columns: D is one side, the other letters the other.
+
+    Layers that are stacked, and experts, are matrices of their own.
+    """
 
     def axes(names: list[str], leaf: Any) -> contrib.MuonDimensionNumbers:
-        letters = names[-1].removeprefix("w_")
+        letters = letters_of(names, leaf.ndim)
         width = letters.index("D")
-        others = tuple(i for i, letter in enumerate(letters) if letter != "D")
-        return contrib.MuonDimensionNumbers(*(((width,), others) if width == 0 else (others, (width,))))
+        others = tuple(i for i, letter in enumerate(letters) if letter not in "DNE" or (letters.endswith("DE") and i))
+        return contrib.MuonDimensionNumbers(*(((width,), others) if width < others[0] else (others, (width,))))
 
     return map_named(axes, params)
 

@@ -93,7 +93,9 @@ def train_step(
         part: which part it sees, so that no two drop out alike.
 
     Returns:
-        The next state, and `loss`, `accuracy`, `tokens` and `grad_norm` of this step, before clipping.
+        The next state, and `loss`, `accuracy`, `tokens` and `grad_norm` of this step, before clipping; of a mixture of
+        experts also `balance` (1 is even), `router_z` and `dropped` (the share of choices that found no place), means
+        over tokens and layers.
     """
     key = jax.random.fold_in(jax.random.fold_in(jax.random.key(state.seed), state.step), part)
     grads, sums = reduce(gradient_sums(loss, state.params, batch, key, accumulate))
@@ -110,4 +112,7 @@ def train_step(
         "tokens": sums["tokens"],
         "grad_norm": optax.tree.norm(grads),
     }
+    for name in ("balance", "router_z", "dropped"):
+        if name in sums:
+            metrics[name] = sums[name] / jnp.maximum(sums["routed"], 1)
     return state.replace(step=state.step + 1, params=params, opt_state=opt_state, ema=ema), metrics

@@ -20,7 +20,7 @@ class Cache(struct.PyTreeNode):
     Attributes:
         tokens: of each slot, [B, S]; segment 0 where it is empty.
         index: int32, the next slot to write.
-        layers: keys and values of each layer, S slots each.
+        layers: keys and values of each layer, S slots each; where layers are scanned over, stacked.
     """
 
     tokens: Tokens
@@ -32,8 +32,10 @@ class Cache(struct.PyTreeNode):
         """A cache of `slots` tokens for each of `batch_size` sequences."""
         nothing = jnp.zeros((batch_size, slots), jnp.int32)
         prefix = nothing > 0 if config.prefix_attention == "bidirectional" else None
-        kv = jnp.zeros((batch_size, slots, config.num_kv_heads, config.head_dim), config.dtype)
-        layers = tuple(KeyValue(kv, kv) for _ in range(config.num_layers))
+        period = config.blocks_in_a_round(config.num_layers)
+        stacked = (config.num_layers // period,) if config.scan_layers else ()
+        kv = jnp.zeros((*stacked, batch_size, slots, config.num_kv_heads, config.head_dim), config.dtype)
+        layers = tuple(KeyValue(kv, kv) for _ in range(period))
         return cls(Tokens(nothing, nothing, nothing, prefix), jnp.zeros((), jnp.int32), layers)
 
     def add(self, tokens: Tokens) -> Tokens:

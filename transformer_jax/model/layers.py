@@ -127,7 +127,13 @@ class Einsum(nn.Module):
 
     def finished(self, y: Array) -> Array:
         """A product with the weight, with the bias added."""
-        return y + self.b.astype(y.dtype) if self.bias else y
+        if not self.bias:
+            return y
+        inputs, y_axes = self.spec.split("->")
+        shape = [
+            size if letter in inputs.partition(",")[2] else 1 for letter, size in zip(y_axes, y.shape, strict=True)
+        ]
+        return y + self.b.astype(y.dtype).reshape(shape)
 
 
 def project(x: Array, *maps: Einsum) -> list[Array]:
@@ -218,7 +224,7 @@ class FeedForward(nn.Module):
     config: ModelConfig
 
     @nn.compact
-    def __call__(self, x_BTD: Array) -> Array:
+    def __call__(self, x_BTD: Array, real_BT: Array | None = None) -> Array:
         config, activation = self.config, ACTIVATIONS[self.config.activation]
         names = ("up", "gate") if config.gated else ("up",)
         maps = [Einsum("BTD,DF->BTF", config, config.use_bias, name=name) for name in names]

@@ -1,5 +1,8 @@
 """Block, Stack and Transformer. Encoder and decoder are the same stack; the mode decides which of them there are."""
 
+from collections.abc import Callable, Sequence
+from typing import Any, cast
+
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
@@ -9,6 +12,7 @@ from transformer_jax.axes import sizes
 from transformer_jax.config import ModelConfig
 from transformer_jax.model.attention import CROSS_POSITIONS, Attention, KeyValue, Sight, sees, soft_cap
 from transformer_jax.model.cache import Cache, write
+from transformer_jax.model.experts import Experts
 from transformer_jax.model.layers import Dropout, Einsum, Embedding, FeedForward, Norm, Residual, dtype_of
 from transformer_jax.model.positions import POSITIONS
 from transformer_jax.tokens import Tokens
@@ -17,10 +21,22 @@ Array = jax.Array
 
 
 class Memory(struct.PyTreeNode):
-    """An encoder's output as the decoder's cross-attention sees it: keys and values of each layer, computed once."""
+    """An encoder's output as the decoder's cross-attention sees it: keys and values of each layer, computed once.
+
+    As in the cache, those of layers that are scanned over are stacked along a first axis.
+    """
 
     tokens: Tokens
     layers: tuple[KeyValue, ...]
+
+
+class View(struct.PyTreeNode):
+    """What all blocks of a stack work with: tokens, what they see by window and across, the cache's next slot."""
+
+    tokens: Tokens
+    own: dict[int, Sight]
+    across: Sight | None
+    index: Array | None
 
 
 class Block(nn.Module):
@@ -36,7 +52,7 @@ class Block(nn.Module):
         if self.cross:
             self.cross_attention = Attention(config, CROSS_POSITIONS[config.cross_position](config))
             self.cross_attention_residual = Residual(config)
-        self.feed_forward = FeedForward(config)
+        self.feed_forward = (Experts if config.num_experts else FeedForward)(config)
         self.feed_forward_residual = Residual(config)
 
     def project(self, x_BSD: Array, tokens: Tokens) -> KeyValue:
@@ -68,7 +84,57 @@ class Block(nn.Module):
         x_BTD = self.self_attention_residual(x_BTD, attend_self)
         if memory is not None:
             x_BTD = self.cross_attention_residual(x_BTD, attend_across)
-        return self.feed_forward_residual(x_BTD, self.feed_forward), written
+        real_BT = tokens.segments > 0
+        return self.feed_forward_residual(x_BTD, lambda x_BTD: self.feed_forward(x_BTD, real_BT)), written
+
+
+# What the backward pass keeps of a block; everything else it computes again.
+KEPT: dict[str, Callable[..., bool]] = {
+    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "full": jax.checkpoint_policies.nothing_saveable,
+}
+
+
+class Round(nn.Module):
+    """`count` blocks one after the other: all of a stack, or those that a scan repeats."""
+
+    config: ModelConfig
+    count: int
+    cross: bool
+
+    def setup(self) -> None:
+        config, kind = self.config, Block
+        if config.remat != "none":
+            kind = nn.remat(Block, policy=KEPT[config.remat], prevent_cse=not config.scan_layers)
+        self.blocks = [kind(config, self.cross, name=f"block_{number}") for number in range(self.count)]
+
+    def remember(self, _: None, x_BSD: Array, tokens: Tokens) -> tuple[None, tuple[KeyValue, ...]]:
+        """Keys and values of a memory for each block."""
+        return None, tuple(block.project(x_BSD, tokens) for block in self.blocks)
+
+    def __call__(
+        self, x_BTD: Array, slots: Sequence[KeyValue | None], memory: Sequence[KeyValue | None], view: View
+    ) -> tuple[Array, tuple[KeyValue | None, ...]]:
+        windows, written = self.config.windows, []
+        for number, block in enumerate(self.blocks):
+            own = view.own[windows[number % len(windows)]]
+            cached, remembered = slots[number], memory[number]
+            at = None if cached is None or view.index is None else (cached, view.index)
+            across = None if remembered is None or view.across is None else (remembered, view.across)
+            x_BTD, kv = block(x_BTD, view.tokens, own, at, across)
+            written.append(kv)
+        return x_BTD, tuple(written)
+
+
+def scanned(length: int) -> Any:
+    """A Round that is repeated so often with parameters of its own each time."""
+    each, same = {"params": 0, "sums": 0}, nn.broadcast
+    keys = {"params": True, "dropout": True}
+    over = {"__call__": (0, 0, same), "remember": (same, same)}
+    methods = {
+        name: dict(variable_axes=each, split_rngs=keys, in_axes=axes, length=length) for name, axes in over.items()
+    }
+    return nn.scan(Round, methods=methods)
 
 
 class Stack(nn.Module):
@@ -95,13 +161,17 @@ class Stack(nn.Module):
         self.dropout = Dropout(config.dropout_rate)
         if config.embedding_norm:
             self.embedding_norm = Norm(config)
-        self.blocks = [Block(config, self.cross, name=f"block_{layer}") for layer in range(self.num_layers)]
+        period = config.blocks_in_a_round(self.num_layers)
+        kind = scanned(self.num_layers // period) if config.scan_layers else Round
+        self.layers = kind(config, period, self.cross)
+        if not config.scan_layers:
+            nn.share_scope(self, self.layers)
         if config.norm_placement != "post":
             self.final_norm = Norm(config)
 
     def remember(self, x_BSD: Array, tokens: Tokens) -> Memory:
         """An encoder's output as keys and values for the cross-attention of every block of this stack."""
-        return Memory(tokens, tuple(block.project(x_BSD, tokens) for block in self.blocks))
+        return Memory(tokens, self.layers.remember(None, x_BSD, tokens)[1])
 
     def __call__(
         self, x_BTD: Array, tokens: Tokens, memory: Memory | None = None, cache: Cache | None = None
@@ -109,8 +179,7 @@ class Stack(nn.Module):
         config = self.config
         keys = tokens if cache is None else cache.add(tokens)
         bias_BHTS = self.position.bias(self.table, tokens, keys, self.causal, config)
-        windows = [config.windows[layer % len(config.windows)] for layer in range(self.num_layers)]
-        own = {window: Sight(sees(tokens, keys, self.causal, window), bias_BHTS) for window in set(windows)}
+        own = {window: Sight(sees(tokens, keys, self.causal, window), bias_BHTS) for window in set(config.windows)}
         across = None
         if memory is not None:
             bias_BHTS = self.cross_position.bias(self.cross_table, tokens, memory.tokens, False, config)
@@ -119,14 +188,15 @@ class Stack(nn.Module):
         x_BTD += jnp.asarray(self.position.embed(self.table, tokens, config), x_BTD.dtype)
         if config.embedding_norm:
             x_BTD = self.embedding_norm(x_BTD)
-        x_BTD, written = self.dropout(x_BTD), []
-        for layer, block in enumerate(self.blocks):
-            slots = None if cache is None else (cache.layers[layer], cache.index)
-            remembered = None if memory is None or across is None else (memory.layers[layer], across)
-            x_BTD, kv = block(x_BTD, tokens, own[windows[layer]], slots, remembered)
-            written.append(kv)
+        nothing = (None,) * config.blocks_in_a_round(self.num_layers)
+        x_BTD, written = self.layers(
+            self.dropout(x_BTD),
+            nothing if cache is None else cache.layers,
+            nothing if memory is None else memory.layers,
+            View(tokens, own, across, None if cache is None else cache.index),
+        )
         if cache is not None:
-            cache = Cache(keys, cache.index + tokens.ids.shape[1], tuple(written))
+            cache = Cache(keys, cache.index + tokens.ids.shape[1], cast(tuple[KeyValue, ...], written))
         return self.final_norm(x_BTD) if config.norm_placement != "post" else x_BTD, cache
 
 
