@@ -276,7 +276,10 @@ def test_a_batch_is_a_function_of_seed_and_step(count, size, steps):
 def test_shards_are_the_batch(count, part, shards, step):
     """End to end they are the whole batch, also where an epoch ends within; each knows the digest of the whole."""
     whole = Batches(Numbered(count), part * shards, 3).draw(step)
-    drawn = [Batches(Numbered(count), part * shards, 3, (index, shards)).draw(step) for index in range(shards)]
+    drawn = [
+        Batches(Numbered(count), part * shards, 3, np.arange(index * part, (index + 1) * part)).draw(step)
+        for index in range(shards)
+    ]
     assert_same(jax.tree.map(lambda *arrays: np.concatenate(arrays), *(one.batch for one in drawn)), whole.batch)
     assert {one.sha for one in drawn} == {whole.sha}
 

@@ -372,10 +372,31 @@ class ParallelConfig:
     strategy: StrategyName = "jit"
     """jit: one device. pmap: replicated on all devices. mesh: sharded as `mesh` says."""
     mesh: str = "data=-1"
-    """Sizes of the mesh's axes, such as data=2,fsdp=2,tensor=2; -1 is the rest of the devices."""
+    """Sizes of the mesh's axes, such as data=2,fsdp=2,tensor=2; -1 is the rest of the devices. data: a device reads a
+    part of the batch. fsdp: that, and parameters are split. tensor: layers are split (Shoeybi et al. 2019). context:
+    sequences are split. expert: a device reads a part of the batch and has a part of the experts."""
+    coordinator: str = ""
+    """HOST:PORT of the first of several processes, the same in all. Slurm, Open MPI 4 and TPU pods say it themselves."""
+    num_processes: int | None = None
+    """Number of processes of the job."""
+    process_id: int | None = None
+    """Which of them this one is, from 0."""
 
     def __post_init__(self) -> None:
         check_types(self)
+        at_least(self, 1, "num_processes")
+        at_least(self, 0, "process_id")
+        given = [name for name in ("num_processes", "process_id") if getattr(self, name) is not None]
+        if len(given) != (2 if self.coordinator else 0):
+            raise ValueError(
+                f"coordinator={self.coordinator!r}, num_processes={self.num_processes} and process_id={self.process_id}: "
+                "give all three, or none."
+            )
+        if self.coordinator:
+            if not re.fullmatch(r".+:[0-9]+", self.coordinator):
+                raise ValueError(f"coordinator={self.coordinator!r} must be HOST:PORT.")
+            if (self.process_id or 0) >= (self.num_processes or 0):
+                raise ValueError(f"process_id={self.process_id} must be below num_processes={self.num_processes}.")
         self.axes  # noqa: B018 - raises where it cannot be read
 
     @property

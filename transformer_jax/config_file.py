@@ -23,12 +23,14 @@ FREE = (
     "stop_after",
     "parallel",
     "checkpoint",
+    "model.remat",
 )
 
 
 def to_json(config: RunConfig) -> str:
-    """The whole config as JSON, one field a line."""
-    return json.dumps(dataclasses.asdict(config), indent=2) + "\n"
+    """The whole config as JSON, one field a line, but for which of several processes this is."""
+    parallel = dataclasses.replace(config.parallel, coordinator="", num_processes=None, process_id=None)
+    return json.dumps(dataclasses.asdict(dataclasses.replace(config, parallel=parallel)), indent=2) + "\n"
 
 
 def _from_dict(kind: type, values: Any, where: str) -> Any:
@@ -89,7 +91,7 @@ def differences(old: RunConfig, new: RunConfig) -> list[str]:
     return [
         f"{name}: {before[name]} -> {after[name]}"
         for name in before
-        if before[name] != after[name] and name.split(".")[0] not in FREE
+        if before[name] != after[name] and not {name, name.split(".")[0]} & set(FREE)
     ]
 
 

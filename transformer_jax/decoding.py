@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
+from transformer_jax.axes import constrain
 from transformer_jax.model.cache import Cache
 from transformer_jax.model.transformer import Transformer
 from transformer_jax.tokens import Tokens
@@ -101,7 +102,8 @@ def _decode_loop(
         jnp.full((B, max_new_tokens), pad_id, jnp.int32), jnp.zeros(B, logits_BV.dtype), jnp.zeros(B, jnp.int32)
     )
     start = (jnp.zeros((), jnp.int32), logits_BV, cache, jnp.ones(B, bool), nothing)
-    return jax.lax.while_loop(goes_on, extend, start)[-1]
+    result = jax.lax.while_loop(goes_on, extend, start)[-1]
+    return jax.tree.map(lambda x: constrain(x, "." * x.ndim), result)
 
 
 def _as_tokens(tokens: Tokens | Any, prefix: bool = False) -> Tokens:

@@ -20,13 +20,13 @@ from transformer_jax.tokens import Batch
 Evaluator = Callable[[Any, Iterable[Batch]], dict[str, float]]
 
 
-def make_evaluator(model: Transformer, partitioner: Partitioner) -> Evaluator:
-    """(params, batches) -> loss in nats a token, perplexity, accuracy and tokens, over all of the batches."""
+def make_evaluator(model: Transformer, partitioner: Partitioner, batch_size: int) -> Evaluator:
+    """(params, batches of so many rows) -> loss in nats a token, perplexity, accuracy and tokens, over all of the batches."""
     loss = make_loss(model, LossConfig())
     sums = partitioner.evaluate(lambda params, batch: loss(params, batch, None)[1])
 
     def evaluate(params: Any, batches: Iterable[Batch]) -> dict[str, float]:
-        parts = [sums(params, partitioner.put(batch)) for batch in batches]
+        parts = [sums(params, partitioner.put(batch, batch_size)) for batch in batches]
         total = {name: sum(float(part[name]) for part in parts) for name in ("loss", "correct", "tokens")}
         tokens = max(total["tokens"], 1)
         mean = total["loss"] / tokens
@@ -92,7 +92,8 @@ def evaluate_run(run: Run, corpus: Corpus, batch_size: int = 0, limit: int = 0) 
     objective_name(corpus.kind, config.model, config.data)
     rows, corpus, _ = make_rows("evaluate", corpus, config, run.tokenizer)
     scores: dict[str, Any] = {"step": run.step, "examples": len(corpus)}
-    scores |= make_evaluator(run.model, partitioner)(run.params, in_order(rows, batch_size or config.batch_size))
+    batch_size = batch_size or config.batch_size
+    scores |= make_evaluator(run.model, partitioner, batch_size)(run.params, in_order(rows, batch_size))
     if config.data.objective in ("causal", "sequence-to-sequence"):
         scores["bits_per_byte"] = scores["loss"] * scores["tokens"] / math.log(2) / max(target_bytes(corpus), 1)
     if not isinstance(corpus, Pairs):

@@ -3,30 +3,28 @@
 import dataclasses
 import functools
 import hashlib
-import signal
-import time
 from collections import deque
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 
+from transformer_jax import job
 from transformer_jax.checkpoint import Checkpoints
 from transformer_jax.config import RunConfig
 from transformer_jax.config_file import differences, read_config, to_json
-from transformer_jax.data.batches import Batches, Drawn, in_order
+from transformer_jax.data.batches import in_order
 from transformer_jax.data.load import Data, load_data
 from transformer_jax.data.sources import BASELINES, Pairs
-from transformer_jax.data.tokenizer import load_tokenizer
+from transformer_jax.data.tokenizer import Tokenizer, load_tokenizer, tokenizer_of
 from transformer_jax.errors import InputError
 from transformer_jax.evaluate import answer, exact_match, make_evaluator
 from transformer_jax.metrics import MetricsWriter, draw_loss
 from transformer_jax.model.transformer import Transformer
 from transformer_jax.objective import make_loss
 from transformer_jax.optimizer import describe_decay, make_optimizer, make_schedule
+from transformer_jax.pace import Clock, StopSignal, ahead
 from transformer_jax.partition import Partitioner, Program
 from transformer_jax.run import CHECKPOINTS, CONFIG, TOKENIZER, abstract_params, example_inputs
 from transformer_jax.step import TrainState, train_step
@@ -35,42 +33,11 @@ from transformer_jax.terminal import Terminal
 DONE, STOPPED = 0, 75
 
 
-class StopSignal:
-    """Notes that a signal or the clock asked for an end; the loop looks at it between steps."""
-
-    def __init__(self, seconds: float) -> None:
-        self.reason = ""
-        self._deadline = time.monotonic() + seconds
-        self._before = {number: signal.signal(number, self._note) for number in (signal.SIGINT, signal.SIGTERM)}
-
-    def _note(self, number: int, _: Any) -> None:
-        self.reason = signal.Signals(number).name
-
-    def __bool__(self) -> bool:
-        if not self.reason and time.monotonic() > self._deadline:
-            self.reason = "the time limit"
-        return bool(self.reason)
-
-    def restore(self) -> None:
-        """Gives the signals back."""
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-
-
-def ahead(batches: Batches, start: int, stop: int) -> Iterator[Drawn]:
-    """The batches of the steps, each made in the background while the one before is used."""
-    with ThreadPoolExecutor(1, "batches") as pool:
-        future = pool.submit(batches.draw, start)
-        for step in range(start + 1, stop + 1):
-            drawn, future = future.result(), pool.submit(batches.draw, step)
-            yield drawn
-
-
 def digest_of(tree: Any) -> str:
     """A digest of all arrays of a tree, by which two states can be compared to the bit."""
     digest = hashlib.blake2b(digest_size=16)
     for leaf in jax.tree.leaves(tree):
-        digest.update(np.asarray(leaf).tobytes())
+        digest.update(np.asarray(leaf if leaf.is_fully_addressable else job.gather(leaf)).tobytes())
     return digest.hexdigest()
 
 
@@ -124,7 +91,8 @@ class Trainer:
         self.model = Transformer(run.model)
         self.optimizer = make_optimizer(run.optimizer, run.steps)
         self.schedule = make_schedule(run.optimizer, run.steps)
-        self.evaluator = make_evaluator(self.model, self.partitioner)
+        self.evaluator = make_evaluator(self.model, self.partitioner, run.batch_size)
+        self.mine = self.partitioner.mine(run.batch_size)
         self.facts = {"fingerprint": self.data.fingerprint, "seed": run.seed}
 
     def create_state(self, key: jax.Array) -> TrainState:
@@ -143,20 +111,23 @@ class Trainer:
         )
         return self.partitioner.step(step, state)
 
+    def check_facts(self) -> None:
+        """Raises InputError where the newest checkpoint was made with other data."""
+        step = self.checkpoints.latest
+        if step is not None and (found := self.checkpoints.facts(step)) != self.facts:
+            raise InputError(
+                f"{self.folder}: its checkpoint was made with other data: {found} -> {self.facts}. {ELSEWHERE}"
+            )
+
     def start(self) -> TrainState:
         """The newest checkpoint's state, or the first one.
 
         Raises:
-            InputError: the checkpoint was made with other data.
             CheckpointError: it cannot be read.
         """
         key, step = jax.random.key(self.config.seed), self.checkpoints.latest
         if step is None:
             return self.partitioner.init(self.create_state, key)
-        if (found := self.checkpoints.facts(step)) != self.facts:
-            raise InputError(
-                f"{self.folder}: its checkpoint was made with other data: {found} -> {self.facts}. {ELSEWHERE}"
-            )
         shapes = jax.eval_shape(self.create_state, key)
         where = self.partitioner.shardings(shapes)
         abstract = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, where)
@@ -168,7 +139,7 @@ class Trainer:
 
     def evaluate(self, step: int, state: TrainState, last: bool) -> dict[str, Any]:
         """Scores on validation data, with sample outputs written to samples.txt."""
-        rows = in_order(self.data.validation, self.config.batch_size, 0 if last else self.config.eval_rows)
+        rows = in_order(self.data.validation, self.config.batch_size, 0 if last else self.config.eval_rows, self.mine)
         scores = self.evaluator(state.best_params, rows)
         return {"step": step, "split": "validation"} | scores | self._sample(step, state)
 
@@ -182,8 +153,12 @@ class Trainer:
 
     def _sample(self, step: int, state: TrainState) -> dict[str, Any]:
         run, held_out = self.config, self.data.held_out
-        params = jax.tree.map(jax.device_get, state.best_params) if self.partitioner.mesh else state.best_params
-        respond = functools.partial(answer, model=self.model, params=params, config=run, tokenizer=self.data.tokenizer)
+        params = self.partitioner.for_decoding(state.best_params)
+
+        def respond(texts: list[str], **options: Any) -> list[str]:
+            with self.partitioner.scope():
+                return answer(texts, self.model, params, run, self.data.tokenizer, **options)
+
         if isinstance(held_out, Pairs):
             chosen = held_out.take(slice(run.num_samples))
             if not len(chosen):
@@ -196,8 +171,9 @@ class Trainer:
             outputs = respond(starts, key=jax.random.key(run.seed), batch_size=len(starts))
             lines = [f"{s}|{o}" for s, o in zip(starts, outputs, strict=True)]
             scores = {}
-        with (self.folder / "samples.txt").open("a", encoding="utf-8") as file:
-            file.write(f"--- step {step}\n" + "\n".join(lines) + "\n\n")
+        if job.is_first():
+            with (self.folder / "samples.txt").open("a", encoding="utf-8") as file:
+                file.write(f"--- step {step}\n" + "\n".join(lines) + "\n\n")
         return scores
 
 
@@ -215,9 +191,9 @@ def open_folder(run: RunConfig) -> tuple[Path, RunConfig | None]:
         InputError: the folder cannot be made or written.
     """
     folder = Path(run.workdir)
+    probe = folder / f".writable-{job.number()}"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        probe = folder / ".writable"
         probe.touch()
         probe.unlink()
     except OSError as error:
@@ -233,7 +209,7 @@ def train(run: RunConfig, terminal: Terminal) -> int:
         CheckpointError: the folder's checkpoint cannot be read.
     """
     folder, before = open_folder(run)
-    data = load_data(run, load_tokenizer(folder / TOKENIZER) if before else None)
+    data = read_together(run, load_tokenizer(folder / TOKENIZER) if before else None)
     run = data.config
     if before and (changed := differences(before, run)):
         raise InputError(f"{folder} holds a run with another config: {'; '.join(changed)}. {ELSEWHERE}")
@@ -243,33 +219,61 @@ def train(run: RunConfig, terminal: Terminal) -> int:
         if (checkpoints.latest or 0) >= run.steps:
             terminal.say(f"{folder}: finished already, {checkpoints.latest} of {run.steps} steps. Nothing to do.")
             return DONE
-        (folder / TOKENIZER).write_text(data.tokenizer.to_json(), "utf-8")
-        (folder / CONFIG).write_text(to_json(run), "utf-8")
+        trainer.check_facts()
+        if job.is_first():
+            (folder / TOKENIZER).write_text(data.tokenizer.to_json(), "utf-8")
+            (folder / CONFIG).write_text(to_json(run), "utf-8")
+        job.wait("config written")
+        if not (folder / CONFIG).exists():
+            raise InputError(
+                f"--workdir {folder}: process {job.number()} does not see what process 0 wrote there; all "
+                "processes need one shared folder."
+            )
         terminal.introduce(run, folder, count, data.report, describe_decay(abstract_params(run.model), run.optimizer))
         state = trainer.start()
         stop = StopSignal(run.stop_seconds)
         try:
             return _steps(trainer, state, stop)
+        except jax.errors.JaxRuntimeError as error:
+            if job.count() == 1:
+                raise
+            job.abandon(
+                f"another process has ended or cannot be reached ({str(error).splitlines()[0][:200]}). The newest "
+                f"checkpoint is step {checkpoints.latest}; start all processes again to go on from there."
+            )
         finally:
             stop.restore()
+
+
+def read_together(run: RunConfig, tokenizer: Tokenizer | None) -> Data:
+    """The run's data. Of several processes the first makes the tokenizer, and all must read the same."""
+    if job.count() == 1:
+        return load_data(run, tokenizer)
+    data = load_data(run, tokenizer) if job.is_first() else None
+    text = job.shared(data.tokenizer.to_json() if data else None)
+    data = data or load_data(run, tokenizer or tokenizer_of(text))
+    job.check_same("The data", data.fingerprint)
+    return data
 
 
 def _steps(trainer: Trainer, state: TrainState, stop: StopSignal) -> int:
     run, terminal, start = trainer.config, trainer.terminal, int(state.step)
     end = min(run.steps, run.stop_at or run.steps)
-    step_fn, writer = trainer.compiled_step(state), MetricsWriter(trainer.folder, start)
+    step_fn, writer = trainer.compiled_step(state), MetricsWriter(trainer.folder if job.is_first() else None, start)
     # a few steps in flight keep the device busy; more would only hold memory, and simulated devices can lock up
     pending, in_flight = deque(), 1 if trainer.partitioner.mesh else 2
-    clock = Clock()
+    clock, stopping = Clock(), False
     if start:
         writer.write({"event": "resume", "step": start})
         terminal.say(f"Resumed at step {start}.")
 
     def settle(most: int) -> None:
         """Writes what is known of the oldest steps until at most so many are in flight."""
+        nonlocal stopping
         while len(pending) > most:
-            step, metrics, drawn = pending.popleft()
+            step, metrics, drawn, vote = pending.popleft()
             jax.block_until_ready(metrics)
+            stopping = stopping or bool(vote)
             clock.count(drawn)
             if step % run.log_every == 0 or step == end:
                 numbers = {name: float(value) for name, value in metrics.items()}
@@ -281,9 +285,9 @@ def _steps(trainer: Trainer, state: TrainState, stop: StopSignal) -> int:
 
     step, saved = start, start
     try:
-        for step, drawn in enumerate(ahead(trainer.data.batches(), start, end), start + 1):
-            state, metrics = step_fn(state, trainer.partitioner.put(drawn.batch))
-            pending.append((step, metrics, drawn))
+        for step, drawn in enumerate(ahead(trainer.data.batches(trainer.mine), start, end), start + 1):
+            state, metrics = step_fn(state, trainer.partitioner.put(drawn.batch, run.batch_size))
+            pending.append((step, metrics, drawn, job.vote(bool(stop))))
             settle(in_flight)
             last = step == run.steps
             if step % run.eval_every == 0 or last:
@@ -291,12 +295,13 @@ def _steps(trainer: Trainer, state: TrainState, stop: StopSignal) -> int:
                 scores = trainer.evaluate(step, state, last)
                 writer.write(scores)
                 terminal.validation(scores, run.steps)
-                draw_loss(trainer.folder)
+                if job.is_first():
+                    draw_loss(trainer.folder)
                 clock.restart()
             if step % run.checkpoint.every == 0 or last:
                 trainer.save(step, state)
                 saved = step
-            if stop:
+            if stopping or (stop and job.count() == 1):
                 break
         settle(0)
         if saved != step:
@@ -306,43 +311,17 @@ def _steps(trainer: Trainer, state: TrainState, stop: StopSignal) -> int:
             writer.write({"event": "end", "step": step, "param_digest": digest_of((state.params, state.opt_state))})
             _finish(trainer, state)
             return DONE
-        writer.write({"event": "preempted", "step": step, "reason": stop.reason or "stop_at"})
-        draw_loss(trainer.folder)
+        reason = stop.reason or ("another process" if stopping else "")
+        writer.write({"event": "preempted", "step": step, "reason": reason or "stop_at"})
+        if job.is_first():
+            draw_loss(trainer.folder)
         terminal.say(
-            f"Stopped at step {step} by {stop.reason or '--stop-at'}, all saved; the same command goes on from here."
+            f"Stopped at step {step} by {reason or '--stop-at'}, all saved; the same command goes on from here."
         )
-        return STOPPED if stop.reason else DONE
+        return STOPPED if reason else DONE
     finally:
         writer.close()
         terminal.close()
-
-
-class Clock:
-    """Tokens a second, of real tokens read, since the last evaluation; the first step's compilation is not counted.
-
-    Steps are seen to end in bursts, so the rate is over all of them and not from one line of metrics to the next.
-    """
-
-    def __init__(self) -> None:
-        self._since, self._tokens = 0.0, 0
-
-    def count(self, drawn: Drawn) -> None:
-        """One more step is done."""
-        if not self._since:
-            self.restart()
-            return
-        target, source = drawn.batch.target, drawn.batch.source
-        self._tokens += int(np.count_nonzero(target.segments))
-        self._tokens += 0 if source is None else int(np.count_nonzero(source.segments))
-
-    @property
-    def rate(self) -> float:
-        """Tokens a second so far."""
-        return self._tokens / (time.perf_counter() - self._since) if self._tokens else 0.0
-
-    def restart(self) -> None:
-        """Leaves out the time before: an evaluation is no training."""
-        self._since, self._tokens = time.perf_counter(), 0
 
 
 def _finish(trainer: Trainer, state: TrainState) -> None:

@@ -35,9 +35,15 @@ def rewind(path: Path, step: int) -> None:
 
 
 class MetricsWriter:
-    """Appends records to metrics.jsonl and their numbers to TensorBoard, from `step` on. Close it after use."""
+    """Appends records to metrics.jsonl and their numbers to TensorBoard, from `step` on. Close it after use.
 
-    def __init__(self, folder: Path, step: int = 0) -> None:
+    Without a folder it writes nothing.
+    """
+
+    def __init__(self, folder: Path | None, step: int = 0) -> None:
+        self._file = self._board = None
+        if folder is None:
+            return
         import logging
 
         from tensorboardX import SummaryWriter
@@ -50,6 +56,8 @@ class MetricsWriter:
 
     def write(self, record: Record) -> None:
         """One line; floats keep all their bits."""
+        if self._file is None or self._board is None:
+            return
         self._file.write(json.dumps(record) + "\n")
         self._file.flush()
         for name, value in record.items():
@@ -57,8 +65,9 @@ class MetricsWriter:
                 self._board.add_scalar(f"{record['split']}/{name}", value, record["step"])
 
     def close(self) -> None:
-        self._board.close()
-        self._file.close()
+        for each in (self._board, self._file):
+            if each is not None:
+                each.close()
 
 
 def draw_loss(folder: Path) -> None:

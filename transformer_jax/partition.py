@@ -11,11 +11,13 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
+import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding
 
 from transformer_jax.axes import MESH_AXES, letters_of, map_named, spec, split
 from transformer_jax.config import ParallelConfig
 from transformer_jax.errors import InputError
+from transformer_jax.tokens import ALL, Mine
 
 
 def mesh_shape(config: ParallelConfig, devices: int) -> dict[str, int]:
@@ -66,7 +68,16 @@ class Partitioner:
 
     @classmethod
     def create(cls, config: ParallelConfig) -> "Partitioner":
-        """The partitioner that a config asks for, over this machine's devices."""
+        """The partitioner that a config asks for, over the devices of all processes.
+
+        Raises:
+            InputError: there are not enough devices, or the strategy is not for several processes.
+        """
+        if config.strategy != "mesh" and jax.process_count() > 1:
+            raise InputError(
+                f"parallel.strategy={config.strategy} runs in one process, and there are {jax.process_count()}. Several "
+                "need --parallel.strategy mesh; --parallel.mesh data=-1 replicates parameters as pmap does."
+            )
         if config.strategy == "jit":
             return cls("jit", None)
         devices = jax.devices()
@@ -122,11 +133,34 @@ class Partitioner:
             where = self.shardings(jax.eval_shape(make, *args))
             return jax.jit(make, out_shardings=where if self.mesh is not None else None)(*args)
 
-    def put(self, batch: Any) -> Any:
-        """A batch's arrays, [B, T], on the devices that read them."""
+    def mine(self, batch_size: int) -> Mine:
+        """The places of a batch that this process's devices read."""
+        if self.mesh is None or jax.process_count() == 1:
+            return ALL
+        where = self.sharding("B", (batch_size,))
+        assert where is not None
+        parts = where.addressable_devices_indices_map((batch_size,)).values()
+        return np.unique(np.concatenate([np.arange(batch_size)[part] for part in parts if part is not None]))
+
+    def put(self, batch: Any, batch_size: int | None = None) -> Any:
+        """A batch, [B, T], on the devices that read it. Of `batch_size` rows this process has its own, all by default."""
         if self.strategy == "pmap":
             return jax.tree.map(lambda x: x.reshape(self.batch_parts, -1, *x.shape[1:]), batch)
-        return jax.tree.map(lambda x: jax.device_put(x, self.sharding("BT", x.shape)), batch)
+        if self.mesh is None:
+            return jax.device_put(batch)
+        batch_size = batch_size or len(jax.tree.leaves(batch)[0])
+        places = np.arange(batch_size)[self.mine(batch_size)]
+
+        def place(x: np.ndarray) -> jax.Array:
+            def part(index: Any) -> np.ndarray:
+                return x[np.searchsorted(places, np.arange(batch_size)[index[0]])][:, index[1]]
+
+            shape = (batch_size, *x.shape[1:])
+            where = self.sharding("BT", shape)
+            assert where is not None
+            return jax.make_array_from_callback(shape, where, part)
+
+        return jax.tree.map(place, batch)
 
     def step(self, train_step: Callable[..., Any], state: Any) -> Program:
         """Compile `train_step(state, batch)` for states like this one; it reuses the memory of the state.
@@ -150,6 +184,10 @@ class Partitioner:
         if self.strategy == "pmap":
             return Program(self._pmap(lambda params, batch: jax.lax.psum(sums(params, batch), "data")), self.scope)
         return Program(jax.jit(sums), self.scope)
+
+    def for_decoding(self, params: Any) -> Any:
+        """Parameters as `generate` takes them within `scope`: where they are, but of `pmap` on one device."""
+        return jax.device_get(params) if self.strategy == "pmap" else params
 
     def _pmap(self, function: Callable[[Any, Any], Any], **options: Any) -> Any:
         """Maps over the parts of a batch; the state is one ordinary array everywhere, in and out."""

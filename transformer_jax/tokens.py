@@ -7,10 +7,14 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import struct
 from jax.typing import ArrayLike
 
 Array = jax.Array
+# Places of a batch: which of its rows a process reads.
+Mine = slice | np.ndarray
+ALL = slice(None)
 
 
 class Tokens(struct.PyTreeNode):

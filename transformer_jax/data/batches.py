@@ -10,7 +10,7 @@ import numpy as np
 from transformer_jax.data.objectives import Arrangement, Examples, Room
 from transformer_jax.data.ragged import Ragged, ranges
 from transformer_jax.data.tokenizer import Tokenizer
-from transformer_jax.tokens import Batch, Tokens
+from transformer_jax.tokens import ALL, Batch, Mine, Tokens
 
 
 def generator(*key: int) -> np.random.Generator:
@@ -171,13 +171,13 @@ class Batches:
     """Batches of shuffled rows, each a pure function of (seed, step). Every row comes once an epoch.
 
     A batch that reaches an epoch's end goes on with the next one's first rows, so none is short and none is dropped.
-    `shard` is (index, count): which equal part of every batch this process reads.
+    `mine` are the places of every batch that this process reads.
     """
 
     rows: Rows
     batch_size: int
     seed: int
-    shard: tuple[int, int] = (0, 1)
+    mine: Mine = dataclasses.field(default_factory=lambda: ALL)
     _orders: dict[int, np.ndarray] = dataclasses.field(default_factory=dict, repr=False)
 
     def _order(self, epoch: int) -> np.ndarray:
@@ -190,8 +190,7 @@ class Batches:
         """The batch of a step, this process's part of it; the digest is of the whole."""
         places = step * self.batch_size + np.arange(self.batch_size)
         epochs, places = np.divmod(places, len(self.rows))
-        index, count = self.shard
-        mine = slice(index * self.batch_size // count, (index + 1) * self.batch_size // count)
+        mine = self.mine
         chosen = np.concatenate([self._order(int(e))[places[epochs == e]] for e in np.unique(epochs)])
         parts = [
             self.rows.batch(np.where(epochs[mine] == e, chosen[mine], -1), int(e)) for e in np.unique(epochs[mine])
@@ -209,11 +208,14 @@ def _overlay(parts: list[Batch]) -> Batch:
     )
 
 
-def in_order(rows: Rows, batch_size: int, most: int = 0) -> Iterator[Batch]:
-    """Every row once, in order, the last batch filled up with empty rows; at most `most` rows, spread evenly."""
+def in_order(rows: Rows, batch_size: int, most: int = 0, mine: Mine = ALL) -> Iterator[Batch]:
+    """Every row once, in order, the last batch filled up with empty rows; at most `most` rows, spread evenly.
+
+    `mine` are the places of every batch that this process reads.
+    """
     chosen = np.arange(len(rows))
     if most and most < len(rows):
         chosen = np.arange(most) * len(rows) // most
     for start in range(0, len(chosen), batch_size):
         part = chosen[start : start + batch_size]
-        yield rows.batch(np.pad(part, (0, batch_size - len(part)), constant_values=-1), 0)
+        yield rows.batch(np.pad(part, (0, batch_size - len(part)), constant_values=-1)[mine], 0)

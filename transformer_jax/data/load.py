@@ -23,6 +23,7 @@ from transformer_jax.data.ragged import Ragged, chain
 from transformer_jax.data.sources import Corpus, Pairs
 from transformer_jax.data.tokenizer import Tokenizer, make_tokenizer
 from transformer_jax.errors import InputError
+from transformer_jax.tokens import ALL, Mine
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,9 +46,9 @@ class Data:
     fingerprint: str
     report: list[str]
 
-    def batches(self, shard: tuple[int, int] = (0, 1)) -> Batches:
-        """The training batches, or a process's part of them."""
-        return Batches(self.train, self.config.batch_size, self.config.seed, shard)
+    def batches(self, mine: Mine = ALL) -> Batches:
+        """The training batches, or those places of them that a process reads."""
+        return Batches(self.train, self.config.batch_size, self.config.seed, mine)
 
 
 def _fit_pairs(

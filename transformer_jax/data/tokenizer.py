@@ -81,6 +81,11 @@ class Tokenizer:
         return self.inner.to_str(pretty=True)
 
 
+def tokenizer_of(text: str, sentinels: int = 0) -> Tokenizer:
+    """The tokenizer that `to_json` wrote."""
+    return Tokenizer(tk.Tokenizer.from_str(text), sentinels)
+
+
 def load_tokenizer(path: str | os.PathLike[str], sentinels: int = 0) -> Tokenizer:
     """The tokenizer in a `tokenizer.json`.
 
@@ -90,7 +95,7 @@ def load_tokenizer(path: str | os.PathLike[str], sentinels: int = 0) -> Tokenize
     try:
         text = Path(path).read_text("utf-8")
         json.loads(text)
-        return Tokenizer(tk.Tokenizer.from_str(text), sentinels)
+        return tokenizer_of(text, sentinels)
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: cannot be read ({error}).") from None
     except Exception as error:  # the library raises bare Exception for a file that is JSON and no tokenizer
