@@ -3,10 +3,12 @@
 Process 0 speaks and writes the run's files; all of them compute, and all write checkpoints.
 """
 
+import contextlib
+import ctypes
 import functools
 import os
-import sys
-from collections.abc import Callable, Mapping
+import signal
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NoReturn
 
 import jax
@@ -19,6 +21,7 @@ from transformer_jax.errors import InputError
 
 # A process that has not been heard of for so long is dead, and the others end.
 HEARTBEAT_SECONDS = 30
+START_SECONDS = 300
 LOST = 6  # exit status of a process that lost another one
 
 Environment = Mapping[str, str]
@@ -93,13 +96,15 @@ def join(config: ParallelConfig) -> None:
         )
     if not found:
         return
+    late = f"The job's other processes, started by {found}, did not come within {START_SECONDS} s."
     try:
-        jax.distributed.initialize(
-            **options,
-            initialization_timeout=300,
-            heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
-            shutdown_timeout_seconds=HEARTBEAT_SECONDS,
-        )
+        with speaking_for_aborts(lambda: late):
+            jax.distributed.initialize(
+                **options,
+                initialization_timeout=START_SECONDS,
+                heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
+                shutdown_timeout_seconds=HEARTBEAT_SECONDS,
+            )
     except (RuntimeError, ValueError, OSError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise InputError(f"The job's processes, started by {found}, did not find each other: {reason}") from None
@@ -170,5 +175,44 @@ def vote(flag: bool) -> Any:
 
 def abandon(reason: str) -> NoReturn:
     """Ends a process that has lost another one, at once: nothing that waits for the others would ever come back."""
-    print(f"transformer-jax: process {jax.process_index()} of {count()}: {reason}", file=sys.stderr, flush=True)
+    os.write(2, f"transformer-jax: {reason}\n".encode())
     os._exit(LOST)
+
+
+@contextlib.contextmanager
+def speaking_for_aborts(reason: Callable[[], str]) -> Iterator[None]:
+    """Within it, a process that JAX aborts says why and exits with LOST.
+
+    JAX's watchdog aborts when heartbeats stop, from a thread of its own, so the handler of that signal must be one of C.
+    """
+    handler = ctypes.CFUNCTYPE(None, ctypes.c_int)(lambda _: abandon(reason()))
+    library = ctypes.CDLL(None)
+    library.signal.restype = ctypes.c_void_p
+    library.signal.argtypes = [ctypes.c_int, ctypes.c_void_p]
+    before = library.signal(signal.SIGABRT, ctypes.cast(handler, ctypes.c_void_p))
+    try:
+        yield
+    finally:
+        library.signal(signal.SIGABRT, before)
+
+
+@contextlib.contextmanager
+def together(newest: Callable[[], int | None]) -> Iterator[None]:
+    """Within it, a process that loses another one says so and exits with LOST; `newest` is the step last saved."""
+
+    def reason() -> str:
+        step = newest()
+        saved = "nothing was saved yet" if step is None else f"they go on from step {step}"
+        return (
+            f"process {number()} of {count()}: another process has ended or cannot be reached. Start all of them again; "
+            f"{saved}."
+        )
+
+    if count() == 1:
+        yield
+        return
+    with speaking_for_aborts(reason):
+        try:
+            yield
+        except jax.errors.JaxRuntimeError as error:
+            abandon(f"{reason()} ({str(error).splitlines()[0][:200]})")

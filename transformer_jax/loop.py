@@ -230,17 +230,10 @@ def train(run: RunConfig, terminal: Terminal) -> int:
                 "processes need one shared folder."
             )
         terminal.introduce(run, folder, count, data.report, describe_decay(abstract_params(run.model), run.optimizer))
-        state = trainer.start()
         stop = StopSignal(run.stop_seconds)
         try:
-            return _steps(trainer, state, stop)
-        except jax.errors.JaxRuntimeError as error:
-            if job.count() == 1:
-                raise
-            job.abandon(
-                f"another process has ended or cannot be reached ({str(error).splitlines()[0][:200]}). The newest "
-                f"checkpoint is step {checkpoints.latest}; start all processes again to go on from there."
-            )
+            with job.together(lambda: checkpoints.latest):
+                return _steps(trainer, trainer.start(), stop)
         finally:
             stop.restore()
 
