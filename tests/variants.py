@@ -95,6 +95,18 @@ CHOICES: dict[str, dict[str, Any]] = {
         position="alibi", windows=(0, 3), num_layers=2, activation="relu_squared", norm_placement="post"
     ),
     "alibi-cross": dict(position="alibi", cross_position="same", num_heads=3, head_dim=5, embedding_norm=True),
+    "experts-scan": dict(
+        num_experts=3,
+        num_shared_experts=1,
+        gated=True,
+        activation="silu",
+        scan_layers=True,
+        remat="dots",
+        windows=(0, 3),
+        num_layers=4,
+        num_encoder_layers=2,
+        dropout_rate=0.2,
+    ),
     "bfloat16": dict(position="sinusoidal", dtype="bfloat16", windows=(3,)),
 }
 NAMES = {

@@ -376,7 +376,7 @@ class ParallelConfig:
     part of the batch. fsdp: that, and parameters are split. tensor: layers are split (Shoeybi et al. 2019). context:
     sequences are split. expert: a device reads a part of the batch and has a part of the experts."""
     coordinator: str = ""
-    """HOST:PORT of the first of several processes, the same in all. Slurm, Open MPI 4 and TPU pods say it themselves."""
+    """HOST:PORT of the first of several processes, the same in all. Slurm, Open MPI 4 and TPU pods say it."""
     num_processes: int | None = None
     """Number of processes of the job."""
     process_id: int | None = None
@@ -389,8 +389,8 @@ class ParallelConfig:
         given = [name for name in ("num_processes", "process_id") if getattr(self, name) is not None]
         if len(given) != (2 if self.coordinator else 0):
             raise ValueError(
-                f"coordinator={self.coordinator!r}, num_processes={self.num_processes} and process_id={self.process_id}: "
-                "give all three, or none."
+                f"coordinator={self.coordinator!r}, num_processes={self.num_processes} and "
+                f"process_id={self.process_id}: give all three, or none."
             )
         if self.coordinator:
             if not re.fullmatch(r".+:[0-9]+", self.coordinator):

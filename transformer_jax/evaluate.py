@@ -21,7 +21,7 @@ Evaluator = Callable[[Any, Iterable[Batch]], dict[str, float]]
 
 
 def make_evaluator(model: Transformer, partitioner: Partitioner, batch_size: int) -> Evaluator:
-    """(params, batches of so many rows) -> loss in nats a token, perplexity, accuracy and tokens, over all of the batches."""
+    """(params, batches of so many rows) -> loss in nats a token, perplexity, accuracy and tokens, over all of them."""
     loss = make_loss(model, LossConfig())
     sums = partitioner.evaluate(lambda params, batch: loss(params, batch, None)[1])
 

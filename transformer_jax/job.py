@@ -183,7 +183,7 @@ def abandon(reason: str) -> NoReturn:
 def speaking_for_aborts(reason: Callable[[], str]) -> Iterator[None]:
     """Within it, a process that JAX aborts says why and exits with LOST.
 
-    JAX's watchdog aborts when heartbeats stop, from a thread of its own, so the handler of that signal must be one of C.
+    JAX's watchdog aborts when heartbeats stop, from a thread of its own, so the handler of that signal is one of C.
     """
     handler = ctypes.CFUNCTYPE(None, ctypes.c_int)(lambda _: abandon(reason()))
     library = ctypes.CDLL(None)
@@ -204,8 +204,8 @@ def together(newest: Callable[[], int | None]) -> Iterator[None]:
         step = newest()
         saved = "nothing was saved yet" if step is None else f"they go on from step {step}"
         return (
-            f"process {number()} of {count()}: another process has ended or cannot be reached. Start all of them again; "
-            f"{saved}."
+            f"process {number()} of {count()}: another process has ended or cannot be reached. Start all of them "
+            f"again; {saved}."
         )
 
     if count() == 1:

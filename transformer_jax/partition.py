@@ -75,8 +75,8 @@ class Partitioner:
         """
         if config.strategy != "mesh" and jax.process_count() > 1:
             raise InputError(
-                f"parallel.strategy={config.strategy} runs in one process, and there are {jax.process_count()}. Several "
-                "need --parallel.strategy mesh; --parallel.mesh data=-1 replicates parameters as pmap does."
+                f"parallel.strategy={config.strategy} runs in one process, and there are {jax.process_count()}. "
+                "Several need --parallel.strategy mesh; --parallel.mesh data=-1 replicates parameters as pmap does."
             )
         if config.strategy == "jit":
             return cls("jit", None)
@@ -143,7 +143,7 @@ class Partitioner:
         return np.unique(np.concatenate([np.arange(batch_size)[part] for part in parts if part is not None]))
 
     def put(self, batch: Any, batch_size: int | None = None) -> Any:
-        """A batch, [B, T], on the devices that read it. Of `batch_size` rows this process has its own, all by default."""
+        """A batch, [B, T], on the devices that read it. Of `batch_size` rows, all by default, a process has its own."""
         if self.strategy == "pmap":
             return jax.tree.map(lambda x: x.reshape(self.batch_parts, -1, *x.shape[1:]), batch)
         if self.mesh is None:
