@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import tyro
 
 from transformer_jax.config import RunConfig
-from transformer_jax.config_checks import nearest
+from transformer_jax.config_checks import at_least, nearest
 from transformer_jax.config_file import opened, read_config
 from transformer_jax.errors import CheckpointError, InputError
 from transformer_jax.recipes import RECIPES, find_recipe
@@ -47,8 +47,13 @@ def _parse(kind: Any, prog: str, arguments: list[str], description: str, default
     )
 
 
-def parse_run(arguments: list[str]) -> RunConfig:
-    """`[RECIPE] [--config FILE] [flags]` as a run's settings.
+def _as(kind: type[RunConfig], run: RunConfig) -> RunConfig:
+    """The same settings with those that `kind` adds to them at their defaults."""
+    return kind(**{field.name: getattr(run, field.name) for field in dataclasses.fields(run)})
+
+
+def parse_run(arguments: list[str], command: str = "train", kind: type[RunConfig] = RunConfig) -> Any:
+    """`[RECIPE] [--config FILE] [flags]` as a run's settings; a `kind` of them has flags of its own as well.
 
     Raises:
         InputError: the recipe or the config file is wrong. A wrong flag ends the process with status 2.
@@ -60,9 +65,9 @@ def parse_run(arguments: list[str]) -> RunConfig:
     base = saved if saved is not None else find_recipe(name or "dates")
     about = RECIPES[base.recipe].__doc__ if base.recipe in RECIPES else ""
     usage = f"Recipe {base.recipe}. {about}\n\nRecipes: {', '.join(RECIPES)}. --config FILE reruns a saved config.json."
-    run = _parse(RunConfig, "transformer-jax train [RECIPE]", arguments, usage, opened(base))
+    run = _parse(kind, f"transformer-jax {command} [RECIPE]", arguments, usage, opened(_as(kind, base)))
     if run.recipe != base.recipe:
-        raise InputError(f"--recipe only names a run; for that recipe write: transformer-jax train {run.recipe}")
+        raise InputError(f"--recipe only names a run; for that recipe write: transformer-jax {command} {run.recipe}")
     if run.workdir:
         return run
     folder = f"runs/{run.recipe}" if run.model.mode == base.model.mode else f"runs/{run.recipe}-{run.model.mode}"
@@ -72,12 +77,14 @@ def parse_run(arguments: list[str]) -> RunConfig:
 def command_train(arguments: list[str]) -> int:
     """trains; the same command on the same --workdir resumes"""
     run = parse_run(arguments)
+    from transformer_jax import job
     from transformer_jax.host import keep_memory
     from transformer_jax.loop import train
     from transformer_jax.terminal import Terminal
 
     keep_memory()
-    return train(run, Terminal())
+    job.join(run.parallel)
+    return train(run, Terminal(speaks=job.is_first()))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -130,14 +137,14 @@ class GenerateArguments:
             raise ValueError(f"seed={self.seed} must be at least 0 and below 2**32.")
 
 
-def _check_output(path: Path | None) -> None:
+def _check_output(path: Path | None, flag: str = "--output") -> None:
     """Raises InputError where the file cannot be written, before any work is done for it."""
     if path is None:
         return
     try:
         path.open("a").close()
     except OSError as error:
-        raise InputError(f"--output {path}: cannot be written ({error.strerror}).") from None
+        raise InputError(f"{flag} {path}: cannot be written ({error.strerror}).") from None
 
 
 def _prompts(args: GenerateArguments) -> list[str]:
@@ -226,19 +233,76 @@ def command_evaluate(arguments: list[str]) -> int:
     return 0
 
 
-def command_describe(arguments: list[str]) -> int:
-    """prints the model of a recipe or a run as a table: parts, shapes, parameters, FLOPs, memory"""
-    from transformer_jax.describe import describe
+@dataclasses.dataclass(frozen=True)
+class DescribeArguments(RunConfig):
+    """A run's settings, and what to plan it for."""
 
+    devices: int | None = None
+    """Plan before you pay: compile a training step for so many devices, which this machine's CPU plays, split as
+    --parallel.mesh says, and print what each of them holds, computes and sends. None: as many as the mesh names."""
+    accelerator: str | None = None
+    """Plan for this one, such as h100. None: all that are known."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        at_least(self, 1, "devices")
+
+
+def command_describe(arguments: list[str]) -> int:
+    """prints the model of a recipe or a run as a table; with --devices N, what each of them would hold and do"""
     if arguments and not arguments[0].startswith("-") and (Path(arguments[0]) / "config.json").exists():
-        run = read_config(Path(arguments[0]) / "config.json")
-        run = _parse(
-            RunConfig, "transformer-jax describe RUN", arguments[1:], f"Describes {arguments[0]}.", opened(run)
-        )
+        default = opened(_as(DescribeArguments, read_config(Path(arguments[0]) / "config.json")))
+        about = f"Describes {arguments[0]}."
+        run = _parse(DescribeArguments, "transformer-jax describe RUN", arguments[1:], about, default)
     else:
-        run = parse_run(arguments)
-    describe(run)
+        run = parse_run(arguments, "describe", DescribeArguments)
+    meshed = any(word.partition("=")[0] == "--parallel.mesh" for word in arguments)
+    if run.devices is None and run.accelerator is None and not meshed:
+        from transformer_jax.describe import describe
+
+        describe(run)
+        return 0
+    from transformer_jax.accelerators import ACCELERATORS, find_accelerator
+
+    chosen = list(ACCELERATORS.values()) if run.accelerator is None else [find_accelerator(run.accelerator)]
+    from transformer_jax.describe import describe_plan, with_vocabulary
+    from transformer_jax.plan import make_plan, planned_mesh, simulate, simulated
+
+    devices, run = run.devices, with_vocabulary(run)
+    simulate(simulated(planned_mesh(run, devices)))
+    describe_plan(run, make_plan(run, devices), chosen)
     return 0
+
+
+@dataclasses.dataclass(frozen=True)
+class VerifyArguments(RunConfig):
+    """A run's settings, of which its model and loss are verified."""
+
+    devices: int | None = None
+    """Simulate so many devices on the CPU. None: those of this machine."""
+    json: Path | None = None
+    """Where the outcome goes as JSON, besides the table on stdout."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        at_least(self, 1, "devices")
+        if self.devices is not None and self.devices > 64:
+            raise ValueError(f"devices={self.devices} must be at most 64.")
+
+
+def command_verify(arguments: list[str]) -> int:
+    """checks that all strategies, accumulation, scan, remat, packing and cache give the same numbers here"""
+    run = parse_run(arguments, "verify", VerifyArguments)
+    _check_output(run.json, "--json")
+    from transformer_jax.verify import report, simulate, verify
+
+    if run.devices is not None:
+        simulate(run.devices)
+    rows = report(run, verify(run))
+    if run.json is not None:
+        values = [row._asdict() | {"result": row.result} for row in rows]
+        run.json.write_text(json.dumps(values, indent=2) + "\n", "utf-8")
+    return int(any(row.result == "wrong" for row in rows))
 
 
 COMMANDS: dict[str, Callable[[list[str]], int]] = {
@@ -246,6 +310,7 @@ COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "generate": command_generate,
     "evaluate": command_evaluate,
     "describe": command_describe,
+    "verify": command_verify,
 }
 
 

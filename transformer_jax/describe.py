@@ -10,12 +10,14 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
+from transformer_jax.accelerators import Accelerator
 from transformer_jax.axes import path_names, sizes
 from transformer_jax.config import RunConfig
 from transformer_jax.data.objectives import ARRANGEMENTS, room_of
 from transformer_jax.model.attention import Attention
 from transformer_jax.model.layers import Einsum, Embedding
 from transformer_jax.model.transformer import Block, Transformer
+from transformer_jax.roofline import Plan
 from transformer_jax.tokens import Tokens
 
 
@@ -55,7 +57,8 @@ def _attention_flops(module: Attention, q: Any, kv: Any) -> float:
 
 def measure(run: RunConfig, batch_size: int) -> list[Part]:
     """The rows of the table, for a batch of full rows, from shapes alone."""
-    model, room = Transformer(run.model), room_of(run.model, run.data)
+    config = run.model.replace(scan_layers=False, remat="none")  # each block is met once, whatever is looped over
+    model, room = Transformer(config), room_of(run.model, run.data)
     parts: dict[tuple[str, ...], Part] = {}
 
     def part(path: Sequence[str]) -> Part:
@@ -105,26 +108,33 @@ OPTIMIZER_COPIES = defaultdict(lambda: 2, sgd=1, lion=1, adafactor=0, muon=2)
 def _size(count: float, unit: str = "") -> str:
     if not count:
         return ""
-    for factor, letter in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
+    for factor, letter in ((1e18, "E"), (1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
         if count >= factor:
             return f"{count / factor:.2f} {letter}{unit}"
     return f"{count:.0f} {unit}".strip()
 
 
-def describe(run: RunConfig) -> None:
-    """Prints the table for one batch of full rows, on stdout.
+def with_vocabulary(run: RunConfig) -> RunConfig:
+    """Where the vocabulary is the tokenizer's to decide and there is none yet, data.tokenizer_size stands for it."""
+    if run.model.vocab_size is not None:
+        return run
+    return dataclasses.replace(run, model=run.model.replace(vocab_size=run.data.tokenizer_size))
 
-    Where the vocabulary is the tokenizer's to decide and there is none yet, data.tokenizer_size stands for it.
-    """
+
+def _width(run: RunConfig) -> str:
+    room = room_of(run.model, run.data)
+    return f"{room.source} + {room.target}" if room.source else str(room.target)
+
+
+def describe(run: RunConfig) -> None:
+    """Prints the table for one batch of full rows, on stdout."""
     from rich.console import Console
     from rich.table import Table
 
-    if run.model.vocab_size is None:
-        run = dataclasses.replace(run, model=run.model.replace(vocab_size=run.data.tokenizer_size))
+    run = with_vocabulary(run)
     batch, model = run.batch_size // run.optimizer.accumulate, run.model
-    parts, room = measure(run, batch), room_of(run.model, run.data)
-    width = f"{room.source} + {room.target}" if room.source else str(room.target)
-    shape = f"{model.num_layers} layers, vocabulary {model.vocab_size:,}, batch {batch} x {width}"
+    parts = measure(run, batch)
+    shape = f"{model.num_layers} layers, vocabulary {model.vocab_size:,}, batch {batch} x {_width(run)}"
     title = f"{run.recipe}: {model.mode}, {shape}"
     table = Table(title=title, caption=CAPTION)
     for column in ("part", "output", "parameters", "FLOPs", "bytes"):
@@ -148,3 +158,70 @@ def describe(run: RunConfig) -> None:
         f"{_size(3 * total.flops, 'FLOP')} a microbatch, three times the forward pass",
         highlight=False,
     )
+
+
+def _seconds(time: float) -> str:
+    return f"{time:.2f} s" if time >= 1 else f"{1000 * time:.3g} ms"
+
+
+ROWS = {
+    "optimizer": "optimizer ({run.optimizer.name})",
+    "activations": "activations, gathered weights",
+}
+WIDTH = 112  # letters, of the tables of a plan in a file
+PLANNED = (
+    "Memory is at the peak of a step; that of activations is an estimate, XLA's for CPU with as many bytes a number. "
+    "FLOPs count what is computed again for lack of memory or alike on several devices. Traffic, between a device and "
+    "its memory, is the least: every matrix product reads its operands and writes its result once, the update the "
+    "state. Bytes of collectives are sent, and as many received, by ring algorithms. A step takes at least the longest "
+    "of its three times."
+)
+
+
+def describe_plan(run: RunConfig, plan: Plan, accelerators: Sequence[Accelerator]) -> None:
+    """Prints what each device holds and does in a step, and what accelerators make of it, on stdout."""
+    from rich.console import Console
+    from rich.table import Table
+
+    mesh = ", ".join(f"{axis}={size}" for axis, size in plan.mesh.items() if size > 1) or "no mesh"
+    parts = f"batch {run.batch_size:,} x {_width(run)} in {run.optimizer.accumulate} microbatches"
+    console = Console(soft_wrap=False)
+    if not console.is_terminal:
+        console.width = max(console.width, WIDTH)
+    console.print(f"{run.recipe} on {plan.devices:,} devices ({mesh}), {parts}", highlight=False)
+    table = Table("each device")
+    table.add_column("a step", justify="right")
+    for name, size in plan.memory.items():
+        table.add_row(ROWS.get(name, name).format(run=run), _size(size, "B"))
+    table.add_row("memory", _size(plan.total, "B"))
+    table.add_section()
+    again = plan.flops * plan.devices / plan.model_flops
+    table.add_row(f"FLOPs, {again:.2f} times those of the model", _size(plan.flops))
+    table.add_row("memory traffic", _size(plan.traffic, "B"))
+    table.add_section()
+    for each in plan.exchanges:
+        table.add_row(f"{each.kind} over {', '.join(each.axes)} ({len(each.devices):,})", _size(each.moved(), "B"))
+    console.print(table)
+
+    table = Table("accelerator")
+    for column in ("memory", "fits", "compute", "traffic", "exchange", "step"):
+        table.add_column(column, justify="left" if column == "fits" else "right")
+    for each in accelerators:
+        left = each.memory_bytes - plan.total
+        fits = f"yes, {_size(left, 'B')} left" if left >= 0 else f"no, {_size(-left, 'B')} missing"
+        times = plan.seconds(each)
+        cells = [_seconds(time) if time else "" for time in times.values()]
+        binds = max(times, key=lambda name: times[name])
+        table.add_row(each.name, _size(each.memory_bytes, "B"), fits, *cells, f"{_seconds(times[binds])} {binds}")
+    console.print(table)
+    console.print(PLANNED, highlight=False)
+    if run.model.dtype != "bfloat16":
+        console.print(f"The peaks are those of bfloat16; {run.model.dtype} computes slower.", highlight=False)
+    if plan.simulated != plan.devices:
+        console.print(
+            f"Compiled for {plan.simulated:,} of the {plan.devices:,} devices: along data all of them run the same "
+            "program on as much of the batch each, and only the groups that add up gradients are larger.",
+            highlight=False,
+        )
+    if len(accelerators) == 1:
+        console.print(f"{accelerators[0].name}: {accelerators[0].source}.", highlight=False)

@@ -42,6 +42,8 @@ def _slurm(environment: Environment) -> int:
 
 def _tpu(environment: Environment) -> int:
     hosts = _listed(environment, "TPU_PROCESS_ADDRESSES", "TPU_WORKER_HOSTNAMES")
+    if not hosts and _found("libtpu") and not environment.get("TPU_SKIP_MDS_QUERY"):
+        return 2  # a TPU VM, where JAX asks the metadata server how many there are; `import jax` sets that elsewhere
     return hosts * int(environment.get("MEGASCALE_NUM_SLICES") or 1)
 
 

@@ -1,5 +1,6 @@
 """Named runs. Each is a function that returns its config and says its command, what it needs and what to expect."""
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -308,3 +309,70 @@ def llama_1b() -> RunConfig:
         data=DataConfig(tokenizer_size=128_256),
         optimizer=OptimizerConfig(learning_rate=3e-4, warmup_steps=2000, b2=0.95, weight_decay=0.1, accumulate=8),
     )
+
+
+def gpt2_1_5b() -> RunConfig:
+    """`python train.py gpt2-1.5b --data.train FILE...`: the shape of GPT-2 1.5B (Radford et al. 2019, table 2).
+
+    1,557,611,200 parameters; batch and learning rate of about GPT-3 XL's (Brown et al. 2020, table 2.1). Not run here:
+    `transformer-jax describe gpt2-1.5b --devices 8 --parallel.mesh fsdp=8` plans it.
+    """
+    base = gpt2_124m()
+    shape = dict(d_model=1600, num_layers=48, num_heads=25, scan_layers=True, remat="full")
+    return dataclasses.replace(
+        base,
+        recipe="gpt2-1.5b",
+        steps=300_000,
+        batch_size=512,
+        model=base.model.replace(**shape),
+        optimizer=dataclasses.replace(base.optimizer, learning_rate=2e-4, accumulate=1),
+    )
+
+
+RECIPES["gpt2-1.5b"] = gpt2_1_5b  # no function can have that name
+
+
+def _llama(name: str, learning_rate: float, **shape: Any) -> RunConfig:
+    """Llama 3.1 (Llama Team 2024, table 3), with 4 million tokens in rows of 8,192, as its training began."""
+    base = llama_1b()
+    rope = RopeConfig(base=500_000.0, scaling="llama3", factor=8.0)
+    common = dict(num_kv_heads=8, head_dim=128, max_length=8192, rope=rope, tie_embeddings=False)
+    return dataclasses.replace(
+        base,
+        recipe=name,
+        steps=1_000_000,
+        batch_size=512,
+        model=base.model.replace(**common, scan_layers=True, remat="full", **shape),
+        optimizer=dataclasses.replace(base.optimizer, learning_rate=learning_rate, warmup_steps=8000, accumulate=1),
+    )
+
+
+@recipe
+def llama_8b() -> RunConfig:
+    """`python train.py llama-8b --data.train FILE...`: the shape of Llama 3.1 8B, 8,030,261,248 parameters.
+
+    Not run here: `transformer-jax describe llama-8b --devices 64 --parallel.mesh fsdp=64` plans it.
+    """
+    return _llama("llama-8b", 3e-4, d_model=4096, num_layers=32, num_heads=32, d_ff=14_336)
+
+
+@recipe
+def llama_70b() -> RunConfig:
+    """`python train.py llama-70b --data.train FILE...`: the shape of Llama 3.1 70B, 70,553,706,496 parameters.
+
+    Not run here: `transformer-jax describe llama-70b --devices 512 --parallel.mesh fsdp=64,tensor=8` plans it.
+    """
+    return _llama("llama-70b", 1.5e-4, d_model=8192, num_layers=80, num_heads=64, d_ff=28_672)
+
+
+@recipe
+def t5_11b() -> RunConfig:
+    """`python train.py t5-11b --data.train FILE...`: the shape of T5-11B (Raffel et al. 2020, section 3.7).
+
+    11,307,321,344 parameters with its 32,128 entries. Not run here:
+    `transformer-jax describe t5-11b --devices 64 --parallel.mesh fsdp=8,tensor=8` plans it.
+    """
+    base = t5_small()
+    shape = dict(d_model=1024, num_layers=24, num_heads=128, head_dim=128, d_ff=65_536)
+    model = base.model.replace(**shape, dtype="bfloat16", scan_layers=True, remat="full")
+    return dataclasses.replace(base, recipe="t5-11b", model=model)

@@ -21,7 +21,7 @@ def at_least_float32(x: Array) -> Array:
     return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
 
-def linear(x: Array, *maps: tuple[str, Array], dtype: Any = None) -> list[Array]:
+def linear(x: Array, *maps: tuple[str, Array], dtype: Any = None, regather: bool = True) -> list[Array]:
     """Einsums of one x, such as `BTD,DHK->BTHK`, with several weights; the results in `dtype`, None for x's own.
 
     On a mesh each device works on its own parts. Weights are made whole over the devices that share x's batch, and
@@ -62,7 +62,7 @@ def linear(x: Array, *maps: tuple[str, Array], dtype: Any = None) -> list[Array]
     weights = [w.astype(x.dtype) for _, w in maps]
     inputs = (spec(x_axes, x_split), *(spec(w_axes, have) for (w_axes, _), have in zip(letters, stored, strict=True)))
     outputs = [spec(y_axes, want) for (_, y_axes), want in zip(letters, used, strict=True)]
-    if stored != used:  # the backward pass gathers weights again instead of keeping all of them whole
+    if stored != used and regather:  # the backward pass gathers weights again instead of keeping all of them whole
         local = jax.checkpoint(local, policy=lambda primitive, *_, **__: primitive.name != "all_gather")
     return jax.shard_map(local, in_specs=inputs, out_specs=outputs)(x, *weights)
 
@@ -138,7 +138,8 @@ class Einsum(nn.Module):
 
 def project(x: Array, *maps: Einsum) -> list[Array]:
     """Several linear maps of one x, with their biases."""
-    products = linear(x, *((each.spec, each.w) for each in maps))
+    again = maps[0].config.remat == "none"  # else the block is computed again as a whole, gathering included
+    products = linear(x, *((each.spec, each.w) for each in maps), regather=again)
     return [each.finished(y) for each, y in zip(maps, products, strict=True)]
 
 
