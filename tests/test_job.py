@@ -58,13 +58,22 @@ def test_half_a_job_is_refused(fields, words):
 # --- whole runs
 
 TINY = "--model.mode decoder-only --model.num-layers 1 --model.d-model 32 --model.num-heads 2 --model.d-ff 64"
-RUN = f"dates {TINY} --log-every 1 --num-samples 0 --eval-rows 16 --optimizer.warmup-steps 1"
+DATA = "--data.tokenizer char --model.max-length 32 --batch-size 8"
+RUN = f"pairs {TINY} {DATA} --log-every 1 --num-samples 0 --eval-rows 16 --optimizer.warmup-steps 1"
 
 
 def free_port():
     with socket.socket() as probe:
         probe.bind(("localhost", 0))
         return probe.getsockname()[1]
+
+
+@pytest.fixture(scope="module")
+def pairs(tmp_path_factory):
+    """A small file of pairs of unequal lengths."""
+    file = tmp_path_factory.mktemp("data") / "pairs.tsv"
+    file.write_text("".join(f"{'ab' * (i % 5 + 1)}{i}\t{'ba' * (i % 3 + 1)}{i}\n" for i in range(200)))
+    return file
 
 
 def start(folder, words, devices, *more):
@@ -94,10 +103,10 @@ def records(folder):
     return {line["step"]: line for line in lines if line.get("split") == "train"}
 
 
-def test_two_processes_are_one(tmp_path):
+def test_two_processes_are_one(tmp_path, pairs):
     """Two processes train to the losses of one with as many devices, 1e-5; each goes on from the other's checkpoint on
     another mesh; one speaks; the step is compiled once."""
-    words = "--steps 6 --eval-every 3 --parallel.strategy mesh --parallel.mesh"
+    words = f"--data.train {pairs} --steps 6 --eval-every 3 --parallel.strategy mesh --parallel.mesh"
     statuses, said = finish(*start_two(tmp_path / "two", f"{words} data=2,tensor=2 --stop-at 3 --num-samples 4"))
     assert statuses == [0, 0], said
     assert "Stopped at step 3" in said[0]
@@ -132,9 +141,10 @@ def wait_for_step(folder, step, processes):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("victim", [0, 1])
-def test_one_that_dies_ends_the_other(tmp_path, victim):
+def test_one_that_dies_ends_the_other(tmp_path, pairs, victim):
     """Non-zero exit, and a clear last line, within a minute."""
-    processes = start_two(tmp_path, "--steps 100000 --eval-every 100000 --parallel.strategy mesh --checkpoint.every 5")
+    words = f"--data.train {pairs} --steps 100000 --eval-every 100000 --parallel.strategy mesh --checkpoint.every 5"
+    processes = start_two(tmp_path, words)
     wait_for_step(tmp_path, 12, processes)
     processes[victim].kill()
     since = time.monotonic()
@@ -143,12 +153,12 @@ def test_one_that_dies_ends_the_other(tmp_path, victim):
     assert processes[1 - victim].returncode == LOST
     last = said[0].splitlines()[-1]
     assert re.search(rf"process {1 - victim} of 2: another process has ended.*they go on from step \d+", last), last
-    processes[victim].wait()
+    finish(processes[victim])
 
 
 @pytest.mark.slow
-def test_a_signal_to_one_stops_all_at_one_step(tmp_path):
-    processes = start_two(tmp_path, "--steps 100000 --eval-every 100000 --parallel.strategy mesh")
+def test_a_signal_to_one_stops_all_at_one_step(tmp_path, pairs):
+    processes = start_two(tmp_path, f"--data.train {pairs} --steps 100000 --eval-every 100000 --parallel.strategy mesh")
     wait_for_step(tmp_path, 5, processes)
     processes[1].send_signal(signal.SIGTERM)
     statuses, said = finish(*processes)
@@ -156,7 +166,7 @@ def test_a_signal_to_one_stops_all_at_one_step(tmp_path):
     assert "by another process" in said[0]
 
 
-def test_pmap_and_jit_refuse_several_processes(tmp_path):
-    statuses, said = finish(*start_two(tmp_path, "--steps 2 --parallel.strategy pmap"))
+def test_pmap_and_jit_refuse_several_processes(tmp_path, pairs):
+    statuses, said = finish(*start_two(tmp_path, f"--data.train {pairs} --steps 2 --parallel.strategy pmap"))
     assert 2 in statuses, said
     assert "--parallel.strategy mesh" in said[0] + said[1]

@@ -22,12 +22,11 @@ from transformer_jax.errors import InputError
 from transformer_jax.evaluate import answer, exact_match, make_evaluator
 from transformer_jax.metrics import MetricsWriter, draw_loss
 from transformer_jax.model.transformer import Transformer
-from transformer_jax.objective import make_loss
-from transformer_jax.optimizer import describe_decay, make_optimizer, make_schedule
+from transformer_jax.optimizer import describe_decay, make_schedule
 from transformer_jax.pace import Clock, StopSignal, ahead
-from transformer_jax.partition import Partitioner, Program
-from transformer_jax.run import CHECKPOINTS, CONFIG, TOKENIZER, abstract_params, example_inputs
-from transformer_jax.step import TrainState, train_step
+from transformer_jax.partition import Partitioner, part_bytes
+from transformer_jax.run import CHECKPOINTS, CONFIG, TOKENIZER, first_state, step_of
+from transformer_jax.step import TrainState
 from transformer_jax.terminal import Terminal
 
 DONE, STOPPED = 0, 75
@@ -41,25 +40,20 @@ def digest_of(tree: Any) -> str:
     return digest.hexdigest()
 
 
-def check_memory(run: RunConfig) -> int:
-    """The number of parameters.
-
-    Raises:
-        InputError: parameters, gradients and optimizer state alone are more than this machine's memory.
-    """
-    count = sum(int(np.prod(leaf.shape, dtype=object)) for leaf in jax.tree.leaves(abstract_params(run.model)))
-    need = count * 4 * {"sgd": 3, "lion": 3, "adafactor": 3}.get(run.optimizer.name, 4)
+def check_memory(run: RunConfig, partitioner: Partitioner, state: TrainState) -> None:
+    """Raises InputError where the state and the gradients alone are more than a device's memory."""
+    need = part_bytes(state) + part_bytes(state.params)
     device = jax.local_devices()[0]
-    have = (device.memory_stats() or {}).get("bytes_limit", 0) * jax.device_count()
+    have = (device.memory_stats() or {}).get("bytes_limit", 0)
     if not have and device.platform == "cpu":
-        have = _host_memory()
+        have = _host_memory() // (1 if partitioner.mesh is None else jax.local_device_count())
     if have and need > have:
+        count = sum(int(np.prod(leaf.shape, dtype=object)) for leaf in jax.tree.leaves(state.params))
         raise InputError(
             f"A model with {count:,} parameters (d_model={run.model.d_model}, num_layers={run.model.num_layers}, "
-            f"vocab_size={run.model.vocab_size}) needs {need / 1e9:,.1f} GB of memory for parameters, gradients and "
-            f"optimizer; there are {have / 1e9:,.1f} GB."
+            f"vocab_size={run.model.vocab_size}) needs {need / 1e9:,.1f} GB of memory on each device for "
+            f"parameters, gradients and optimizer; there are {have / 1e9:,.1f} GB."
         )
-    return count
 
 
 def _host_memory() -> int:
@@ -89,27 +83,10 @@ class Trainer:
                 f"times the {self.partitioner.batch_parts} parts that parallel.strategy={run.parallel.strategy} needs."
             )
         self.model = Transformer(run.model)
-        self.optimizer = make_optimizer(run.optimizer, run.steps)
         self.schedule = make_schedule(run.optimizer, run.steps)
         self.evaluator = make_evaluator(self.model, self.partitioner, run.batch_size)
         self.mine = self.partitioner.mine(run.batch_size)
         self.facts = {"fingerprint": self.data.fingerprint, "seed": run.seed}
-
-    def create_state(self, key: jax.Array) -> TrainState:
-        """The state before the first step, a pure function of the key."""
-        params = self.model.init(key, *example_inputs(self.config.model))["params"]
-        return TrainState.create(params, self.optimizer, self.config.seed, ema=self.config.optimizer.ema_decay > 0)
-
-    def compiled_step(self, state: TrainState) -> Program:
-        """(state, batch) -> (state, metrics), compiled."""
-        step = functools.partial(
-            train_step,
-            loss=make_loss(self.model, self.config.loss),
-            optimizer=self.optimizer,
-            accumulate=self.config.optimizer.accumulate,
-            ema_decay=self.config.optimizer.ema_decay,
-        )
-        return self.partitioner.step(step, state)
 
     def check_facts(self) -> None:
         """Raises InputError where the newest checkpoint was made with other data."""
@@ -126,12 +103,10 @@ class Trainer:
             CheckpointError: it cannot be read.
         """
         key, step = jax.random.key(self.config.seed), self.checkpoints.latest
+        make = functools.partial(first_state, self.config)
         if step is None:
-            return self.partitioner.init(self.create_state, key)
-        shapes = jax.eval_shape(self.create_state, key)
-        where = self.partitioner.shardings(shapes)
-        abstract = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, where)
-        return self.checkpoints.restore(step, abstract)
+            return self.partitioner.init(make, key)
+        return self.checkpoints.restore(step, self.partitioner.abstract(make, key))
 
     def save(self, step: int, state: TrainState) -> None:
         """Starts a checkpoint; it is written while training goes on."""
@@ -213,13 +188,14 @@ def train(run: RunConfig, terminal: Terminal) -> int:
     run = data.config
     if before and (changed := differences(before, run)):
         raise InputError(f"{folder} holds a run with another config: {'; '.join(changed)}. {ELSEWHERE}")
-    count = check_memory(run)
     with Checkpoints(folder / CHECKPOINTS, run.checkpoint.keep) as checkpoints:
         trainer = Trainer(run, data, folder, terminal, checkpoints)
         if (checkpoints.latest or 0) >= run.steps:
             terminal.say(f"{folder}: finished already, {checkpoints.latest} of {run.steps} steps. Nothing to do.")
             return DONE
         trainer.check_facts()
+        state = trainer.partitioner.abstract(functools.partial(first_state, run), jax.random.key(run.seed))
+        check_memory(run, trainer.partitioner, state)
         if job.is_first():
             (folder / TOKENIZER).write_text(data.tokenizer.to_json(), "utf-8")
             (folder / CONFIG).write_text(to_json(run), "utf-8")
@@ -229,7 +205,8 @@ def train(run: RunConfig, terminal: Terminal) -> int:
                 f"--workdir {folder}: process {job.number()} does not see what process 0 wrote there; all "
                 "processes need one shared folder."
             )
-        terminal.introduce(run, folder, count, data.report, describe_decay(abstract_params(run.model), run.optimizer))
+        count = sum(leaf.size for leaf in jax.tree.leaves(state.params))
+        terminal.introduce(run, folder, count, data.report, describe_decay(state.params, run.optimizer))
         stop = StopSignal(run.stop_seconds)
         try:
             with job.together(lambda: checkpoints.latest):
@@ -252,7 +229,8 @@ def read_together(run: RunConfig, tokenizer: Tokenizer | None) -> Data:
 def _steps(trainer: Trainer, state: TrainState, stop: StopSignal) -> int:
     run, terminal, start = trainer.config, trainer.terminal, int(state.step)
     end = min(run.steps, run.stop_at or run.steps)
-    step_fn, writer = trainer.compiled_step(state), MetricsWriter(trainer.folder if job.is_first() else None, start)
+    step_fn = trainer.partitioner.step(step_of(run), state)
+    writer = MetricsWriter(trainer.folder if job.is_first() else None, start)
     # a few steps in flight keep the device busy; more would only hold memory, and simulated devices can lock up
     pending, in_flight = deque(), 1 if trainer.partitioner.mesh else 2
     clock, stopping = Clock(), False

@@ -34,6 +34,16 @@ def mesh_shape(config: ParallelConfig, devices: int) -> dict[str, int]:
     return shape
 
 
+def part_bytes(tree: Any) -> int:
+    """Bytes of one device's part of a tree of arrays, which may be abstract."""
+
+    def size(leaf: Any) -> int:
+        where = getattr(leaf, "sharding", None)
+        return math.prod(leaf.shape if where is None else where.shard_shape(leaf.shape)) * leaf.dtype.itemsize
+
+    return sum(map(size, jax.tree.leaves(tree)))
+
+
 class Program:
     """A function that is compiled once for each shape of its arguments, and counts how often."""
 
@@ -141,6 +151,14 @@ class Partitioner:
         assert where is not None
         parts = where.addressable_devices_indices_map((batch_size,)).values()
         return np.unique(np.concatenate([np.arange(batch_size)[part] for part in parts if part is not None]))
+
+    def abstract(self, make: Callable[..., Any], *args: Any) -> Any:
+        """What `make(*args)` would return and where each array would live, without making any."""
+        shapes = jax.eval_shape(make, *args)
+        where = self.shardings(shapes)
+        if self.mesh is None:
+            return shapes
+        return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, where)
 
     def put(self, batch: Any, batch_size: int | None = None) -> Any:
         """A batch, [B, T], on the devices that read it. Of `batch_size` rows, all by default, a process has its own."""

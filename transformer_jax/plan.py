@@ -21,13 +21,10 @@ from transformer_jax.data.objectives import ARRANGEMENTS, room_of
 from transformer_jax.describe import measure
 from transformer_jax.errors import InputError
 from transformer_jax.hlo import Product, read_program
-from transformer_jax.model.transformer import Transformer
-from transformer_jax.objective import make_loss
-from transformer_jax.optimizer import make_optimizer
-from transformer_jax.partition import Partitioner, mesh_shape
+from transformer_jax.partition import Partitioner, mesh_shape, part_bytes
 from transformer_jax.roofline import Exchange, Plan
-from transformer_jax.run import example_inputs
-from transformer_jax.step import TrainState, train_step
+from transformer_jax.run import first_state, step_of
+from transformer_jax.step import TrainState
 from transformer_jax.tokens import Batch, Tokens
 
 MOST_SIMULATED = 2048  # XLA's CPU client takes no more devices
@@ -87,16 +84,6 @@ def simulated(mesh: dict[str, int]) -> int:
     return math.prod((mesh | {"data": min(mesh["data"], COPIES_OF_DATA)}).values())
 
 
-def _abstract(tree: Any, shardings: Any) -> Any:
-    return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), tree, shardings)
-
-
-def _bytes(tree: Any) -> int:
-    """Bytes of one device's part of a tree."""
-    leaves = jax.tree.leaves(tree)
-    return sum(math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize for leaf in leaves)
-
-
 def _batch(run: RunConfig, partitioner: Partitioner) -> Batch:
     room = room_of(run.model, run.data)
 
@@ -123,22 +110,9 @@ def _narrow(run: RunConfig) -> RunConfig:
 
 def _compile(run: RunConfig, partitioner: Partitioner) -> tuple[TrainState, Batch, Any]:
     """The abstract state and batch, and the step that is compiled for them."""
-    model, optimizer = Transformer(run.model), make_optimizer(run.optimizer, run.steps)
-
-    def create(key: jax.Array) -> TrainState:
-        params = model.init(key, *example_inputs(run.model))["params"]
-        return TrainState.create(params, optimizer, run.seed, ema=run.optimizer.ema_decay > 0)
-
-    shapes = jax.eval_shape(create, jax.random.key(0))
-    state, batch = _abstract(shapes, partitioner.shardings(shapes)), _batch(run, partitioner)
-    step = functools.partial(
-        train_step,
-        loss=make_loss(model, run.loss),
-        optimizer=optimizer,
-        accumulate=run.optimizer.accumulate,
-        ema_decay=run.optimizer.ema_decay,
-    )
-    return state, batch, partitioner.step(step, state).compiled(state, batch)
+    state = partitioner.abstract(functools.partial(first_state, run), jax.random.key(0))
+    batch = _batch(run, partitioner)
+    return state, batch, partitioner.step(step_of(run), state).compiled(state, batch)
 
 
 def _along(mesh: dict[str, int], axes: tuple[str, ...]) -> tuple[int, ...]:
@@ -184,14 +158,14 @@ def make_plan(run: RunConfig, devices: int | None = None) -> Plan:
     for each in collectives:
         exchanged[each.kind, _axes_of(each.group, small)] += each.bytes * each.times
     exchanges = (Exchange(kind, axes, _along(mesh, axes), size) for (kind, axes), size in exchanged.items())
-    gradients, temporary = _bytes(state.params), program.memory_analysis().temp_size_in_bytes
+    gradients, temporary = part_bytes(state.params), program.memory_analysis().temp_size_in_bytes
     memory = {
-        "parameters": _bytes(state.params),
-        "optimizer": _bytes(state.opt_state),
-        "average of parameters": _bytes(state.ema),
+        "parameters": part_bytes(state.params),
+        "optimizer": part_bytes(state.opt_state),
+        "average of parameters": part_bytes(state.ema),
         "gradients": gradients,
         "activations": max(temporary - gradients, 0),
-        "batch": _bytes(batch),
+        "batch": part_bytes(batch),
     }
     return Plan(
         mesh=mesh,
@@ -199,6 +173,6 @@ def make_plan(run: RunConfig, devices: int | None = None) -> Plan:
         memory={name: size for name, size in memory.items() if size},
         model_flops=3 * sum(part.flops for part in measure(run, run.batch_size)),
         flops=float(sum(product.flops * product.times for product in products)),
-        traffic=_traffic(products, run, _bytes(state)),
+        traffic=_traffic(products, run, part_bytes(state)),
         exchanges=tuple(sorted(exchanges, key=lambda exchange: -exchange.moved())),
     )

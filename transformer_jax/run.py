@@ -1,6 +1,8 @@
-"""A trained run, as users hold it: its config, model, parameters and tokenizer."""
+"""A run's settings -> its first state and its step; and a trained run, as users hold it."""
 
 import dataclasses
+import functools
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,9 @@ from transformer_jax.data.objectives import ARRANGEMENTS
 from transformer_jax.data.tokenizer import Tokenizer, load_tokenizer
 from transformer_jax.errors import CheckpointError, InputError
 from transformer_jax.model.transformer import Transformer
+from transformer_jax.objective import make_loss
+from transformer_jax.optimizer import make_optimizer
+from transformer_jax.step import Metrics, TrainState, train_step
 from transformer_jax.tokens import Tokens
 
 CONFIG, TOKENIZER, CHECKPOINTS = "config.json", "tokenizer.json", "checkpoints"
@@ -48,6 +53,24 @@ def abstract_params(config: ModelConfig) -> Any:
     """The parameters' shapes and types, without memory."""
     target, source = example_inputs(config)
     return jax.eval_shape(Transformer(config).init, jax.random.key(0), target, source)["params"]
+
+
+def first_state(config: RunConfig, key: jax.Array) -> TrainState:
+    """The state before the first step, a pure function of the key."""
+    params = Transformer(config.model).init(key, *example_inputs(config.model))["params"]
+    optimizer = make_optimizer(config.optimizer, config.steps)
+    return TrainState.create(params, optimizer, config.seed, ema=config.optimizer.ema_decay > 0)
+
+
+def step_of(config: RunConfig) -> Callable[..., tuple[TrainState, Metrics]]:
+    """(state, batch) -> (state, metrics) of a run."""
+    return functools.partial(
+        train_step,
+        loss=make_loss(Transformer(config.model), config.loss),
+        optimizer=make_optimizer(config.optimizer, config.steps),
+        accumulate=config.optimizer.accumulate,
+        ema_decay=config.optimizer.ema_decay,
+    )
 
 
 def load_run(folder: str | Path) -> Run:
