@@ -15,6 +15,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from transformer_jax import host
 from transformer_jax.axes import MESH_AXES
 from transformer_jax.config import ParallelConfig, RunConfig
 from transformer_jax.data.objectives import ARRANGEMENTS, room_of
@@ -44,8 +45,7 @@ XLA_FLAGS = (
 def simulate(devices: int) -> None:
     """Makes this process's CPU play so many devices. It must not have used JAX's devices before."""
     os.environ["XLA_FLAGS"] = " ".join([os.environ.get("XLA_FLAGS", ""), *XLA_FLAGS])
-    jax.config.update("jax_platforms", "cpu")
-    jax.config.update("jax_num_cpu_devices", devices)
+    host.simulate(devices)
 
 
 def planned_mesh(run: RunConfig, devices: int | None) -> dict[str, int]:

@@ -23,6 +23,7 @@ import jax
 import numpy as np
 import optax
 
+from transformer_jax import host
 from transformer_jax.config import (
     DataConfig,
     LossConfig,
@@ -36,7 +37,6 @@ from transformer_jax.data.batches import PackedRows, generator
 from transformer_jax.data.objectives import ARRANGEMENTS, FixedExamples, room_of
 from transformer_jax.data.ragged import Ragged
 from transformer_jax.data.tokenizer import SPECIAL, make_tokenizer
-from transformer_jax.errors import InputError
 from transformer_jax.model.cache import Cache
 from transformer_jax.model.transformer import Transformer
 from transformer_jax.objective import make_loss
@@ -347,16 +347,8 @@ def verify(run: RunConfig) -> Iterator[Row]:
 
 
 def simulate(devices: int) -> None:
-    """Makes this process's CPU play so many devices.
-
-    Raises:
-        InputError: JAX has started with its own.
-    """
-    try:
-        jax.config.update("jax_platforms", "cpu")
-        jax.config.update("jax_num_cpu_devices", devices)
-    except RuntimeError:
-        raise InputError(f"--devices {devices}: JAX has started in this process with {jax.device_count()}.") from None
+    """Makes this process's CPU play so many devices, which must not have been used before (InputError)."""
+    host.simulate(devices)
     jax.config.update("jax_disable_most_optimizations", True)  # nearly all of the time here goes into compiling
 
 

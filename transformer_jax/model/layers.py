@@ -92,13 +92,14 @@ def lookup(table: Array, axes: str, ids_BT: Array) -> Array:
 class Einsum(nn.Module):
     """A linear map written as an einsum, such as `BTD,DHK->BTHK`: its letters shape, initialise and shard the weight.
 
-    Parameters: `w_...` with the weight's letters, drawn from a truncated normal of variance 1 / fan-in; and with
+    Parameters: `w_...` with the weight's letters, drawn from a truncated normal of variance gain^2 / fan-in; and with
     `bias` a zero `b_...` with the letters that the output has from the weight.
     """
 
     spec: str
     config: ModelConfig
     bias: bool = False
+    gain: float = 1.0
 
     def setup(self) -> None:
         inputs, y_axes = self.spec.split("->")
@@ -109,7 +110,7 @@ class Einsum(nn.Module):
             return tuple(place for place, letter in enumerate(w_axes) if wanted(letter))
 
         init = nn.initializers.variance_scaling(
-            1.0,
+            self.gain**2,
             "fan_in",
             "truncated_normal",
             in_axis=places(lambda letter: letter not in y_axes),

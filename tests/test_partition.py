@@ -1,0 +1,113 @@
+"""Laws of partitioning: letters and splits here; numbers on several devices in `on_devices.py`, run from here."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from jax.sharding import PartitionSpec
+
+from transformer_jax.axes import axes_of, letters_of, spec, split
+from transformer_jax.config import ParallelConfig
+from transformer_jax.errors import InputError
+from transformer_jax.partition import mesh_shape
+
+HERE = Path(__file__).parent
+EIGHT = {
+    "JAX_PLATFORMS": "cpu",
+    "JAX_NUM_CPU_DEVICES": "8",
+    "JAX_ENABLE_X64": "1",
+    "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
+}
+
+
+@pytest.mark.parametrize("laws", ["encoder-decoder", "not encoder-decoder"])
+@pytest.mark.parametrize("marks", ["not slow", pytest.param("slow", marks=pytest.mark.slow)])
+def test_laws_of_eight_devices(laws, marks):
+    """Every law of `on_devices.py` holds, in processes of their own as this one has one device."""
+    options = ["-o", "addopts=", "-p", "no:cacheprovider", "-q", "-k", laws, "-m", marks]
+    command = [sys.executable, "-m", "pytest", *options, str(HERE / "on_devices.py")]
+    run = subprocess.run(command, env=os.environ | EIGHT, capture_output=True, text=True, cwd=HERE.parent)
+    assert run.returncode == 0, run.stdout + run.stderr
+    assert "skipped" not in run.stdout
+
+
+@pytest.mark.parametrize(
+    ("path", "ndim", "letters"),
+    [
+        ("encoder block_0 self_attention query w_DHK", 3, "DHK"),
+        ("encoder layers block_0 self_attention query w_DHK", 4, "NDHK"),
+        ("encoder layers block_0 self_attention query w_DHK", 3, ""),
+        ("embedding table_VD", 2, "VD"),
+        ("decoder position_LD", 2, "LD"),
+        ("final_norm scale_D", 1, "D"),
+        ("opt_state 0 mu output w_DV", 2, "DV"),
+        ("opt_state 0 v_row output w_DV", 1, ""),
+        ("opt_state 0 w_DV inner count", 0, ""),
+        ("step", 0, ""),
+        ("w_dhk", 3, ""),
+        ("scale", 1, ""),
+        ("w_", 0, ""),
+    ],
+)
+def test_letters_are_read_off_the_path(path, ndim, letters):
+    assert letters_of(path.split(), ndim) == letters
+
+
+MESH = {"data": 2, "fsdp": 2, "expert": 1, "context": 2, "tensor": 4}
+
+
+@pytest.mark.parametrize(
+    ("lengths", "given", "wanted"),
+    [
+        (dict(B=8, T=16, D=32), None, dict(B=("data", "fsdp"), T=("context",))),  # D finds fsdp taken
+        (dict(D=32, H=4, K=8), None, dict(D=("fsdp",), H=("tensor",))),
+        (dict(D=32, H=6, K=8), None, dict(D=("fsdp",))),  # 6 heads do not go into 4 parts
+        (dict(V=96, D=32), None, dict(V=("tensor",), D=("fsdp",))),
+        (dict(B=6, T=16), None, dict(T=("context",))),
+        (dict(B=8, T=16, S=16), None, dict(B=("data", "fsdp"), T=("context",))),  # S finds context taken
+        (dict(D=31), None, {}),
+        (
+            dict(D=32, F=64),
+            dict(B=("data", "fsdp"), T=("context",)),
+            dict(B=("data", "fsdp"), T=("context",), F=("tensor",)),
+        ),
+        (dict(V=96, D=32), dict(T=("context",)), dict(T=("context",), V=("tensor",), D=("fsdp",))),
+    ],
+)
+def test_each_mesh_axis_splits_one_letter(lengths, given, wanted):
+    found = split(lengths, MESH, given)
+    assert found == wanted
+    assert len(set(axes_of(found, found))) == len(axes_of(found, found))
+    assert all(length % (2 if letter in "TSD" else 4) == 0 for letter, length in lengths.items() if letter in found)
+
+
+def test_a_mesh_of_one_splits_nothing():
+    assert split(dict(B=8, T=16, D=32, V=96), dict.fromkeys(MESH, 1)) == {}
+    assert split(dict(B=8, T=16, D=32, V=96), {}) == {}
+
+
+def test_spec_follows_the_letters():
+    where = dict(B=("data", "fsdp"), H=("tensor",))
+    assert spec("BTHK", where) == PartitionSpec(("data", "fsdp"), None, "tensor", None)
+    assert spec("B.", where) == PartitionSpec(("data", "fsdp"), None)
+
+
+@pytest.mark.parametrize(
+    ("mesh", "devices", "sizes"),
+    [
+        ("data=-1", 8, {"data": 8}),
+        ("fsdp=2,tensor=-1", 8, {"fsdp": 2, "tensor": 4}),
+        ("data=-1,tensor=2", 7, {"data": 3, "tensor": 2}),
+    ],
+)
+def test_the_rest_of_the_devices(mesh, devices, sizes):
+    shape = mesh_shape(ParallelConfig(mesh=mesh), devices)
+    assert {axis: size for axis, size in shape.items() if size > 1} == sizes
+
+
+@pytest.mark.parametrize(("mesh", "devices"), [("data=9", 8), ("data=-1,tensor=4", 2)])
+def test_a_mesh_that_needs_more_devices_is_an_error(mesh, devices):
+    with pytest.raises(InputError, match=f"there are {devices}"):
+        mesh_shape(ParallelConfig(mesh=mesh), devices)
