@@ -94,7 +94,17 @@ CHOICES: dict[str, dict[str, Any]] = {
     "alibi-window": dict(
         position="alibi", windows=(0, 3), num_layers=2, activation="relu_squared", norm_placement="post"
     ),
-    "alibi-cross": dict(position="alibi", cross_position="same", num_heads=3, head_dim=5, embedding_norm=True),
+    "alibi-cross": dict(
+        position="alibi",
+        cross_position="same",
+        num_heads=3,
+        head_dim=5,
+        embedding_norm=True,
+        num_experts=2,
+        expert_capacity=8.0,
+        normalize_gates=False,
+        remat="full",
+    ),
     "experts-scan": dict(
         num_experts=3,
         num_shared_experts=1,
