@@ -1,7 +1,10 @@
 """The command line: `transformer-jax COMMAND ...`. Wrong input ends with one message on stderr and status 2."""
 
 import dataclasses
+import itertools
 import json
+import math
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -10,9 +13,10 @@ from typing import Annotated, Any
 import tyro
 
 from transformer_jax.config import RunConfig
-from transformer_jax.config_checks import at_least, nearest
+from transformer_jax.config_checks import at_least, misfit, nearest, shown, types_of
 from transformer_jax.config_file import opened, read_config
-from transformer_jax.errors import CheckpointError, InputError
+from transformer_jax.errors import ERRORS, InputError
+from transformer_jax.files import check_output, decode, read_stream, read_whole, write_output
 from transformer_jax.recipes import RECIPES, find_recipe
 
 RunFolder = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
@@ -29,13 +33,27 @@ def _take_config(arguments: list[str]) -> tuple[RunConfig | None, list[str]]:
             value = value if equals else next(words, "")
             if not value:
                 raise InputError("--config needs a file.")
+            if found is not None:
+                raise InputError(f"--config {value}: give one config, not several.")
             found = read_config(value)
         else:
             rest.append(word)
     return found, rest
 
 
+def _check_words(kind: type, arguments: list[str]) -> None:
+    """Raises InputError for a word that its flag cannot take, with the nearest that it can."""
+    known = types_of(kind)
+    for word, following in itertools.zip_longest(arguments, arguments[1:], fillvalue=""):
+        flag, equals, value = word.partition("=")
+        name, value = flag[2:].replace("-", "_"), value if equals else following
+        given = flag.startswith("--") and name in known and value and not value.startswith("--")
+        if given and (why := misfit(value, known[name])):
+            raise InputError(f"{flag} {shown(value)} {why}")
+
+
 def _parse(kind: Any, prog: str, arguments: list[str], description: str, default: Any = None) -> Any:
+    _check_words(kind, arguments)
     options = {} if default is None else {"default": default}
     return tyro.cli(
         kind,
@@ -62,6 +80,11 @@ def parse_run(arguments: list[str], command: str = "train", kind: type[RunConfig
     name = arguments.pop(0) if arguments and not arguments[0].startswith("-") else ""
     if saved is not None and name:
         raise InputError(f"Give a recipe ({name}) or --config, not both.")
+    if arguments and not arguments[0].startswith("-"):
+        raise InputError(f"Give one recipe ({name}), then flags; got {arguments[0]!r} after it.")
+    if name not in RECIPES and ("/" in name or (name and Path(name).is_dir())):
+        settings = f"{command} takes a recipe, not a folder; a run's settings are --config {Path(name) / 'config.json'}"
+        raise InputError(f"{name}: {'not a run: it has no config.json' if command == 'describe' else settings}.")
     base = saved if saved is not None else find_recipe(name or "dates")
     about = RECIPES[base.recipe].__doc__ if base.recipe in RECIPES else ""
     usage = f"Recipe {base.recipe}. {about}\n\nRecipes: {', '.join(RECIPES)}. --config FILE reruns a saved config.json."
@@ -70,6 +93,8 @@ def parse_run(arguments: list[str], command: str = "train", kind: type[RunConfig
         raise InputError(f"--recipe only names a run; for that recipe write: transformer-jax {command} {run.recipe}")
     if run.workdir:
         return run
+    if not re.fullmatch(r"\w[\w.-]*", run.recipe):
+        raise InputError(f"recipe={run.recipe!r} cannot name a folder: give --workdir.")
     folder = f"runs/{run.recipe}" if run.model.mode == base.model.mode else f"runs/{run.recipe}-{run.model.mode}"
     return dataclasses.replace(run, workdir=folder)
 
@@ -78,11 +103,13 @@ def command_train(arguments: list[str]) -> int:
     """trains; the same command on the same --workdir resumes"""
     run = parse_run(arguments)
     from transformer_jax import job
-    from transformer_jax.host import keep_memory
+    from transformer_jax.host import be_deterministic, keep_memory
     from transformer_jax.loop import train
     from transformer_jax.terminal import Terminal
 
     keep_memory()
+    if run.deterministic:
+        be_deterministic()
     job.join(run.parallel)
     return train(run, Terminal(speaks=job.is_first()))
 
@@ -91,6 +118,8 @@ def command_train(arguments: list[str]) -> int:
 class GenerateArguments:
     run: RunFolder
     """A run's folder."""
+    checkpoint: str = "newest"
+    """The checkpoint to read: newest, best (as --checkpoint.best of the run says), or a step."""
     prompt: str | None = None
     """One prompt. None given: one a line from `input`."""
     input: Path | None = None
@@ -125,8 +154,10 @@ class GenerateArguments:
                 raise ValueError(
                     f"{name.replace('_', '-')}={getattr(self, name)}: only 1 so far; beam search is not built yet."
                 )
-        if self.temperature is not None and not 0 < self.temperature < float("inf"):
-            raise ValueError(f"temperature={self.temperature} must be above 0 and finite.")
+        if self.temperature is not None and not 1e-6 <= self.temperature < math.inf:
+            raise ValueError(f"temperature={self.temperature} must be at least 1e-06 and finite.")
+        if not math.isfinite(self.length_penalty):
+            raise ValueError(f"length-penalty={self.length_penalty} must be finite.")
         if self.top_k is not None and self.top_k < 1:
             raise ValueError(f"top-k={self.top_k} must be at least 1.")
         if self.top_p is not None and not 0 < self.top_p <= 1:
@@ -137,27 +168,20 @@ class GenerateArguments:
             raise ValueError(f"seed={self.seed} must be at least 0 and below 2**32.")
 
 
-def _check_output(path: Path | None, flag: str = "--output") -> None:
-    """Raises InputError where the file cannot be written, before any work is done for it."""
-    if path is None:
-        return
-    try:
-        path.open("a").close()
-    except OSError as error:
-        raise InputError(f"{flag} {path}: cannot be written ({error.strerror}).") from None
+def _papers(folder: str) -> list[Path]:
+    """The files of a run that no output may replace."""
+    return [path for path in Path(folder).iterdir() if path.is_file()]
 
 
 def _prompts(args: GenerateArguments) -> list[str]:
-    from transformer_jax.data.sources import read_lines
-
     if args.prompt is not None:
-        return [args.prompt]
-    if args.input is not None:
-        return read_lines(args.input)
-    try:
-        return sys.stdin.buffer.read().decode("utf-8").removesuffix("\n").split("\n")
-    except UnicodeDecodeError as error:
-        raise InputError(f"stdin: byte {error.start} is not valid UTF-8.") from None
+        return [decode("--prompt", args.prompt.encode(errors="surrogateescape"))]
+    name = str(args.input or "stdin")
+    raw = read_whole(args.input) if args.input is not None else read_stream(name, sys.stdin.buffer)
+    text = decode(name, raw)
+    if not text:
+        raise InputError(f"{name}: there is no prompt. Give one a line, or --prompt.")
+    return text.removesuffix("\n").split("\n")
 
 
 def command_generate(arguments: list[str]) -> int:
@@ -165,15 +189,17 @@ def command_generate(arguments: list[str]) -> int:
     args = _parse(GenerateArguments, "transformer-jax generate", arguments, "Answers or continues prompts, one a line.")
     from transformer_jax.run import load_run
 
-    run = load_run(args.run)
+    run = load_run(args.run, args.checkpoint)
+    most, wanted = run.config.model.max_length, args.max_new_tokens or 1
+    if wanted >= most:
+        raise InputError(f"--max-new-tokens {wanted} must be below the model's max_length={most}.")
     prompts = _prompts(args)
-    _check_output(args.output)
+    check_output(args.output, "--output", *([args.input] if args.input else []), *_papers(args.run))
     import jax
 
     from transformer_jax.data.load import prompts_of
     from transformer_jax.evaluate import answer
 
-    most, wanted = run.config.model.max_length, args.max_new_tokens or 1
     for number, (source, seen) in enumerate(prompts_of(prompts, run.config, run.tokenizer), 1):
         if len(seen) + wanted > most or (source is not None and len(source) > most):
             where = "--prompt" if args.prompt is not None else f"{args.input or 'stdin'}, line {number}"
@@ -185,14 +211,15 @@ def command_generate(arguments: list[str]) -> int:
         name: getattr(args, name) for name in ("temperature", "top_k", "top_p") if getattr(args, name) is not None
     }
     options = drawing | ({"key": jax.random.key(args.seed)} if drawing else {})
+    options["batch_size"] = min(args.batch_size, len(prompts))
     if args.max_new_tokens is not None:
         options["max_new_tokens"] = args.max_new_tokens
-    outputs = answer(prompts, run.model, run.params, run.config, run.tokenizer, batch_size=args.batch_size, **options)
+    outputs = answer(prompts, run.model, run.params, run.config, run.tokenizer, **options)
     lines = "".join(output.replace("\n", "\\n") + "\n" if len(prompts) > 1 else output + "\n" for output in outputs)
     if args.output is None:
         sys.stdout.write(lines)
     else:
-        args.output.write_text(lines, "utf-8")
+        write_output(args.output, "--output", lines)
     return 0
 
 
@@ -202,6 +229,8 @@ class EvaluateArguments:
     """A run's folder."""
     data: tuple[Path, ...]
     """One path, or two parallel files, as --data.train takes them."""
+    checkpoint: str = "newest"
+    """The checkpoint to read: newest, best (as --checkpoint.best of the run says), or a step."""
     limit: int = 0
     """Decode so many pairs at most; 0 is all. The loss is always over all of the data."""
     batch_size: int = 0
@@ -220,15 +249,16 @@ class EvaluateArguments:
 def command_evaluate(arguments: list[str]) -> int:
     """prints a run's scores on data as one JSON object"""
     args = _parse(EvaluateArguments, "transformer-jax evaluate", arguments, "Prints a run's scores as one JSON object.")
-    from transformer_jax.data.sources import read
+    from transformer_jax.data.sources import files_of, read
     from transformer_jax.evaluate import evaluate_run
     from transformer_jax.run import load_run
 
-    corpus = read(tuple(map(str, args.data)))
-    _check_output(args.output)
-    scores, outputs = evaluate_run(load_run(args.run), corpus, args.batch_size, args.limit)
+    paths = tuple(map(str, args.data))
+    corpus, run = read(paths), load_run(args.run, args.checkpoint)
+    check_output(args.output, "--output", *files_of(paths), *_papers(args.run))
+    scores, outputs = evaluate_run(run, corpus, args.batch_size, args.limit)
     if args.output is not None:
-        args.output.write_text("".join(output.replace("\n", "\\n") + "\n" for output in outputs), "utf-8")
+        write_output(args.output, "--output", "".join(output.replace("\n", "\\n") + "\n" for output in outputs))
     print(json.dumps(scores, indent=2))
     return 0
 
@@ -293,7 +323,7 @@ class VerifyArguments(RunConfig):
 def command_verify(arguments: list[str]) -> int:
     """checks that all strategies, accumulation, scan, remat, packing and cache give the same numbers here"""
     run = parse_run(arguments, "verify", VerifyArguments)
-    _check_output(run.json, "--json")
+    check_output(run.json, "--json")
     from transformer_jax.verify import report, simulate, verify
 
     if run.devices is not None:
@@ -301,7 +331,7 @@ def command_verify(arguments: list[str]) -> int:
     rows = report(run, verify(run))
     if run.json is not None:
         values = [row._asdict() | {"result": row.result} for row in rows]
-        run.json.write_text(json.dumps(values, indent=2) + "\n", "utf-8")
+        write_output(run.json, "--json", json.dumps(values, indent=2) + "\n")
     return int(any(row.result == "wrong" for row in rows))
 
 
@@ -321,6 +351,11 @@ def _usage() -> str:
     )
 
 
+def _printable(text: str) -> str:
+    """A message may quote a file, and what a terminal would obey is spelled out."""
+    return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in text)
+
+
 def run_command(arguments: list[str]) -> int:
     """Runs a command line and returns its exit status."""
     if arguments[:1] in (["-h"], ["--help"]):
@@ -335,8 +370,8 @@ def run_command(arguments: list[str]) -> int:
                 f"Unknown command {name!r}.{nearest(name, COMMANDS)} The commands are {', '.join(COMMANDS)}."
             )
         return COMMANDS[name](rest)
-    except (InputError, CheckpointError) as error:
-        print(f"transformer-jax: {error}", file=sys.stderr)
+    except ERRORS as error:
+        print(f"transformer-jax: {_printable(str(error))}", file=sys.stderr)
         return error.status
     except BrokenPipeError:  # the reader of our output has gone
         sys.stderr.close()

@@ -1,261 +1,35 @@
-"""Frozen dataclasses that say everything about a model and a run, each checked when it is made.
+"""Frozen dataclasses that say everything about a run, each checked when it is made; `config_model.py` has the model's.
 
-Every field is a flag: `--model.num-layers 6`. The text after a field is its help. Nothing here imports JAX, so a
-wrong flag is answered at once.
+Every field is a flag: `--optimizer.learning-rate 1e-3`. The text after a field is its help. Nothing here imports JAX,
+so a wrong flag is answered at once.
 """
 
 import dataclasses
 import math
 import re
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import Literal
 
-from transformer_jax.config_checks import at_least, check_types, nearest, share
+from transformer_jax.config_checks import at_least, at_most, check_types, nearest, share
+from transformer_jax.config_model import DERIVED, Derived, Mode, ModelConfig, RopeConfig
 
-Mode = Literal["encoder-decoder", "decoder-only"]
-PositionName = Literal["sinusoidal", "learned", "rope", "alibi", "t5", "none"]
-NormName = Literal["layernorm", "rmsnorm"]
-PlacementName = Literal["pre", "post", "sandwich"]
-ActivationName = Literal["relu", "gelu", "gelu_tanh", "silu", "relu_squared", "tanh"]
-RopeScalingName = Literal["none", "linear", "ntk", "llama3", "yarn"]
-DtypeName = Literal["float32", "bfloat16", "float64"]
+__all__ = [  # what a run is made of, in one place
+    "CheckpointConfig",
+    "DataConfig",
+    "LossConfig",
+    "Mode",
+    "ModelConfig",
+    "OptimizerConfig",
+    "ParallelConfig",
+    "RopeConfig",
+    "RunConfig",
+]
+
 OptimizerName = Literal["adamw", "adafactor", "lion", "muon", "sgd"]
 ScheduleName = Literal["constant", "linear", "cosine", "inverse-sqrt", "wsd"]
 ObjectiveName = Literal["auto", "causal", "sequence-to-sequence", "span-corruption", "continuation"]
 TokenizerName = Literal["bpe", "unigram", "char", "bytes"]
-RematName = Literal["none", "dots", "full"]
+BestName = Literal["none", "loss", "accuracy", "exact_match"]
 StrategyName = Literal["jit", "pmap", "mesh"]
-
-# A field that is worked out from the others when it is left None. To the model's code it is always a number.
-if TYPE_CHECKING:
-    Derived = int
-else:
-    Derived = int | None
-DERIVED: Any = None
-
-
-@dataclasses.dataclass(frozen=True)
-class RopeConfig:
-    """Rotary positions (Su et al. 2021, section 3.4) and the ways to stretch them over longer texts."""
-
-    base: float = 10_000.0
-    """Wavelength of the slowest pair of features, divided by 2 pi."""
-    fraction: float = 1.0
-    """Share of each head's width that turns; the rest carries no position (GPT-NeoX: 0.25)."""
-    scaling: RopeScalingName = "none"
-    """linear: positions / factor (Chen et al. 2023). ntk: a larger base (bloc97 2023). llama3: slow features only
-    (Llama 3.1). yarn: by wavelength, with a temperature (Peng et al. 2023, section 3)."""
-    factor: float = 1.0
-    """How many times longer than the original the texts may be."""
-    original_length: int = 8192
-    """Length in tokens that the model was first trained with (llama3 and yarn)."""
-    low: float = 1.0
-    """Turns over the original length below which a feature is stretched in full (llama3: 1; yarn: 1)."""
-    high: float = 4.0
-    """Turns over the original length above which a feature is left alone (llama3: 4; yarn: 32)."""
-
-    def __post_init__(self) -> None:
-        check_types(self)
-        at_least(self, 1, "factor", "original_length")
-        if self.base <= 1:
-            raise ValueError(f"rope.base={self.base} must be above 1.")
-        if not 0 < self.fraction <= 1:
-            raise ValueError(f"rope.fraction={self.fraction} must lie in (0, 1].")
-        if not 0 < self.low < self.high:
-            raise ValueError(f"rope.low={self.low} must be above 0 and below rope.high={self.high}.")
-
-
-@dataclasses.dataclass(frozen=True)
-class ModelConfig:
-    """One Transformer. The defaults are those of Vaswani et al. 2017, with the norms before the sublayers.
-
-    Fields that are None by default are derived from the others. Raises ValueError, with the fields' names, for a
-    combination that cannot be built.
-    """
-
-    mode: Mode = "encoder-decoder"
-    """encoder-decoder: a full Transformer. decoder-only: its decoder without cross-attention."""
-    vocab_size: Derived = DERIVED
-    """Rows of the embedding table. None: as many as the tokenizer has, filled in by `train`."""
-    d_model: int = 512
-    """Width of the residual stream."""
-    num_layers: int = 6
-    """Decoder blocks."""
-    num_encoder_layers: Derived = DERIVED
-    """Encoder blocks; a decoder-only model has none whatever this says. None: num_layers."""
-    num_heads: int = 8
-    """Query heads."""
-    num_kv_heads: Derived = DERIVED
-    """Key/value heads: num_heads is multi-head, 1 is multi-query (Shazeer 2019), between them is grouped-query
-    attention (Ainslie et al. 2023). None: num_heads."""
-    head_dim: Derived = DERIVED
-    """Width of one head. None: d_model / num_heads."""
-    d_ff: Derived = DERIVED
-    """Width of the feed-forward layer. None: 4 * d_model."""
-    max_length: int = 512
-    """Longest sequence in tokens, on either side."""
-    position: PositionName = "sinusoidal"
-    """How order enters: sinusoidal (Vaswani et al. 2017, 3.5), learned, rope (Su et al. 2021), alibi (Press et al.
-    2022), t5 relative bias (Raffel et al. 2020, 2.1), none."""
-    cross_position: Literal["none", "same"] = "none"
-    """Order in cross-attention. none: it carries none, as in T5 (a target and a source place have no distance).
-    same: the rope, alibi or t5 of self-attention, both sides counted from 0. Windows never apply there."""
-    rope: RopeConfig = RopeConfig()
-    relative_buckets: int = 32
-    """Buckets of the T5 relative bias."""
-    relative_max_distance: int = 128
-    """Distance from which on all share the last bucket of the T5 relative bias."""
-    norm: NormName = "layernorm"
-    """layernorm (Ba et al. 2016) or rmsnorm (Zhang and Sennrich 2019)."""
-    norm_placement: PlacementName = "pre"
-    """pre: before each sublayer (Xiong et al. 2020). post: after the sum (Vaswani et al. 2017). sandwich: before and
-    after the sublayer, within the residual (Ding et al. 2021)."""
-    norm_eps: float = 1e-6
-    """Added to the variance."""
-    embedding_norm: bool = False
-    """A norm right after the embedding (BART)."""
-    activation: ActivationName = "relu"
-    """Of the feed-forward layer."""
-    gated: bool = False
-    """Feed-forward with a gate: activation(gate(x)) * up(x) (Shazeer 2020); silu gives SwiGLU."""
-    use_bias: bool = True
-    """Biases in linear layers and layer norms."""
-    num_experts: int = 0
-    """Feed-forward layers that each token chooses among (mixture of experts, Shazeer et al. 2017); 0 is one for all."""
-    experts_per_token: Derived = DERIVED
-    """Experts that a token goes through. None: 2, or 1 where there is 1."""
-    num_shared_experts: int = 0
-    """Experts that every token goes through besides those it chooses (Dai et al. 2024, section 3.2)."""
-    expert_capacity: float = 0.0
-    """Places that an expert has for the tokens of one row, as a multiple of an even share; tokens beyond are passed by
-    (Lepikhin et al. 2021, section 2.2). 0: no limit, no token is dropped."""
-    normalize_gates: bool = True
-    """The weights of a token's experts add up to 1 (Jiang et al. 2024, section 2.1). False: they are the router's
-    probabilities as they are (Fedus et al. 2022, section 2.1)."""
-    qk_norm: bool = False
-    """Norm over each head's queries and keys (Dehghani et al. 2023, section 2)."""
-    query_scale: float | None = None
-    """Factor on queries. None: 1 / sqrt(head_dim). T5: 1."""
-    windows: tuple[int, ...] = (0,)
-    """Self-attention window of each layer in tokens, repeated over the layers; 0 is no window. A decoder's query sees
-    itself and window - 1 keys before it, an encoder's also as many after it (Beltagy et al. 2020)."""
-    attention_softcap: float | None = None
-    """Attention logits become cap * tanh(logits / cap) (Gemma 2)."""
-    logits_softcap: float | None = None
-    """The same for the output logits."""
-    prefix_attention: Literal["causal", "bidirectional"] = "causal"
-    """How a decoder-only model's prefix attends to itself; bidirectional is a prefix LM (Raffel et al. 2020, 3.2)."""
-    scale_embeddings: bool = True
-    """Multiply embeddings by sqrt(d_model) (Vaswani et al. 2017, 3.4)."""
-    scale_logits: bool = False
-    """Divide what enters the output layer by sqrt(d_model) (T5, when tied)."""
-    tie_embeddings: bool = True
-    """The output layer is the target embedding, transposed (Press and Wolf 2017)."""
-    share_source_embedding: bool = True
-    """The encoder reads the target's embedding table instead of one of its own."""
-    dropout_rate: float = 0.0
-    """On embeddings and on what each sublayer adds (Vaswani et al. 2017, 5.4)."""
-    attention_dropout_rate: float = 0.0
-    """On attention weights."""
-    dtype: DtypeName = "float32"
-    """Of activations and matrix products. Softmax, norms, logits and the loss are at least float32."""
-    param_dtype: DtypeName = "float32"
-    """Of parameters."""
-    scan_layers: bool = False
-    """Compile one block, or one round of `windows`, and loop over it: a deep model compiles in the time of one.
-    Parameters of all layers are stacked along a first axis N."""
-    remat: RematName = "none"
-    """What the backward pass computes again instead of keeping it (Chen et al. 2016). dots: all but matrix products.
-    full: all within a block."""
-
-    def __post_init__(self) -> None:
-        derived = frozenset(
-            f.name for f in dataclasses.fields(self) if f.default is None and getattr(self, f.name) is None
-        )
-        object.__setattr__(self, "_derived", derived - {"query_scale", "attention_softcap", "logits_softcap"})
-        check_types(self)
-        at_least(self, 1, "vocab_size", "d_model", "num_layers", "num_encoder_layers", "num_heads", "num_kv_heads")
-        at_least(self, 1, "head_dim", "d_ff", "max_length", "relative_max_distance")
-        at_least(self, 1, "experts_per_token")
-        at_least(self, 0, "norm_eps", "num_experts", "num_shared_experts", "expert_capacity")
-        share(self, "dropout_rate", "attention_dropout_rate")
-        if self.head_dim is None and self.d_model % self.num_heads:
-            raise ValueError(
-                f"d_model={self.d_model} must be a multiple of num_heads={self.num_heads} unless head_dim is given; "
-                f"try num_heads={math.gcd(self.d_model, self.num_heads)}."
-            )
-        rest = dict(
-            experts_per_token=min(2, max(self.num_experts, 1)),
-            num_encoder_layers=self.num_layers,
-            num_kv_heads=self.num_heads,
-            head_dim=self.d_model // self.num_heads,
-            d_ff=4 * self.d_model,
-        )
-        for name, value in rest.items():
-            if getattr(self, name) is None:
-                object.__setattr__(self, name, value)
-        self._check_combinations()
-
-    def _check_combinations(self) -> None:
-        if self.num_heads % self.num_kv_heads:
-            raise ValueError(
-                f"num_heads={self.num_heads} must be a multiple of num_kv_heads={self.num_kv_heads}; "
-                f"try num_kv_heads={math.gcd(self.num_heads, self.num_kv_heads)}."
-            )
-        if self.num_experts and self.experts_per_token > self.num_experts:
-            raise ValueError(
-                f"experts_per_token={self.experts_per_token} must not exceed num_experts={self.num_experts}."
-            )
-        if self.num_experts > 1 and self.experts_per_token == 1 and self.normalize_gates:
-            raise ValueError(
-                "experts_per_token=1 with normalize_gates=True makes every gate 1, so the router learns nothing; set "
-                "normalize_gates=False, or experts_per_token=2."
-            )
-        if not self.num_experts and (self.num_shared_experts or self.expert_capacity):
-            raise ValueError(
-                f"num_shared_experts={self.num_shared_experts} and expert_capacity={self.expert_capacity} are for a "
-                "mixture of experts; set num_experts too."
-            )
-        for name in ("num_layers", "num_encoder_layers"):
-            if self.scan_layers and getattr(self, name) % len(self.windows):
-                raise ValueError(
-                    f"{name}={getattr(self, name)} must be a multiple of the {len(self.windows)} windows "
-                    f"{self.windows} for scan_layers, which loops over them."
-                )
-        if self.position == "sinusoidal" and self.d_model % 2:
-            raise ValueError(
-                f"d_model={self.d_model} must be even for position='sinusoidal' (pairs of sine and cosine)."
-            )
-        turning = self.head_dim * self.rope.fraction
-        if self.position == "rope" and (abs(turning - round(turning)) > 1e-6 or round(turning) % 2):
-            raise ValueError(
-                f"head_dim={self.head_dim} times rope.fraction={self.rope.fraction} is {turning:g}; position='rope' "
-                "turns pairs of features, so it must be even."
-            )
-        if self.cross_position == "same" and self.position not in ("rope", "alibi", "t5"):
-            raise ValueError(
-                f"cross_position='same' needs the position rope, alibi or t5; {self.position!r} is added to "
-                "embeddings, so cross-attention has it already."
-            )
-        if self.relative_max_distance <= self.relative_buckets // 2:
-            raise ValueError(
-                f"relative_max_distance={self.relative_max_distance} must be above "
-                f"relative_buckets={self.relative_buckets} / 2, the distances that have a bucket each."
-            )
-        if self.relative_buckets < 4 or self.relative_buckets % 4:
-            raise ValueError(f"relative_buckets={self.relative_buckets} must be a multiple of 4.")
-        if not self.windows or min(self.windows) < 0:
-            raise ValueError(f"windows={self.windows} must be whole numbers of at least 0, one or more.")
-        for name in ("attention_softcap", "logits_softcap", "query_scale"):
-            if getattr(self, name) is not None and getattr(self, name) <= 0:
-                raise ValueError(f"{name}={getattr(self, name)} must be above 0.")
-
-    def blocks_in_a_round(self, num_layers: int) -> int:
-        """Blocks that are compiled one by one; where layers are scanned over, a loop repeats them."""
-        return len(self.windows) if self.scan_layers else num_layers
-
-    def replace(self, **changes: Any) -> Self:
-        """The same config with some fields changed and the derived fields derived anew."""
-        return dataclasses.replace(self, **dict.fromkeys(vars(self)["_derived"]) | changes)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -295,6 +69,7 @@ class DataConfig:
         check_types(self)
         at_least(self, 1, "source_length", "target_length", "mean_span")
         at_least(self, 16, "tokenizer_size")
+        at_most(self, 2_000_000, "tokenizer_size")  # the library takes memory for as many
         for name in ("validation_fraction", "noise_density"):
             if not 0 < getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)} must lie in (0, 1).")
@@ -335,9 +110,13 @@ class OptimizerConfig:
     """Microbatches that a batch is cut into, one after the other."""
     ema_decay: float = 0.0
     """Decay of the moving average of the parameters that evaluation uses; 0 is none."""
+    spike_factor: float = 0.0
+    """Leave out a step whose gradient norm is above so many times the median of the latest 128; 0 is never."""
 
     def __post_init__(self) -> None:
         check_types(self)
+        if self.spike_factor and self.spike_factor <= 1:
+            raise ValueError(f"spike_factor={self.spike_factor} must be above 1, or 0 for no guard against spikes.")
         at_least(self, 0, "learning_rate", "warmup_steps", "weight_decay", "clip_norm", "eps")
         at_least(self, 1, "accumulate")
         share(self, "b1", "b2", "ema_decay")
@@ -427,10 +206,15 @@ class CheckpointConfig:
     """Steps between checkpoints."""
     keep: int = 2
     """Newest checkpoints that stay."""
+    keep_every: int = 0
+    """Checkpoints of steps that are a multiple of this stay for ever; 0 is none."""
+    best: BestName = "loss"
+    """The checkpoint that is best by this validation metric stays too; it is saved when it is found."""
 
     def __post_init__(self) -> None:
         check_types(self)
         at_least(self, 1, "every", "keep")
+        at_least(self, 0, "keep_every")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -461,6 +245,15 @@ class RunConfig:
     """Stop, with everything saved, at this step of the schedule; 0 is the end."""
     stop_after: str = ""
     """Stop, with everything saved, after this much time, such as 3h50m or 90s."""
+    max_skipped: int = 10
+    """Stop with status 3 after so many steps in a row that were left out, their numbers not finite or a spike."""
+    stall_after: str = "1h"
+    """Where no step ends for this long, say where every thread is and stop with status 7; nothing is never."""
+    accept_changes: bool = False
+    """Go on with the run in the folder although its config, data or tokenizer has changed."""
+    deterministic: bool = False
+    """On a GPU, leave out what makes the same run differ in its last bits: atomic additions and timed choices of
+    kernels. Steps get slower, by how much depends on the model. On CPU and TPU it changes nothing and costs nothing."""
     model: ModelConfig = ModelConfig()
     data: DataConfig = DataConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
@@ -469,11 +262,9 @@ class RunConfig:
     checkpoint: CheckpointConfig = CheckpointConfig()
 
     def __post_init__(self) -> None:
-        check_types(self)
+        check_types(self, seed=2**32 - 1)
         at_least(self, 1, "steps", "batch_size", "eval_every", "log_every", "max_new_tokens")
         at_least(self, 0, "seed", "eval_rows", "num_samples", "stop_at")
-        if self.seed >= 2**32:
-            raise ValueError(f"seed={self.seed} must be below 2**32.")
         if (self.optimizer.warmup_steps or 0) > self.steps:
             raise ValueError(
                 f"optimizer.warmup_steps={self.optimizer.warmup_steps} must not exceed steps={self.steps}."
@@ -486,15 +277,17 @@ class RunConfig:
             length = getattr(self.data, name)
             if length is not None and length > self.model.max_length:
                 raise ValueError(f"data.{name}={length} must not exceed model.max_length={self.model.max_length}.")
-        self.stop_seconds  # noqa: B018 - raises where it cannot be read
+        at_least(self, 1, "max_skipped")
+        for name in ("stop_after", "stall_after"):
+            self.seconds(name)
 
-    @property
-    def stop_seconds(self) -> float:
-        """`stop_after` in seconds, infinity where it is not given. Raises ValueError."""
-        if not self.stop_after:
+    def seconds(self, name: str) -> float:
+        """A field that is a time, in seconds; infinity where it is not given. Raises ValueError."""
+        text = getattr(self, name)
+        if not text:
             return math.inf
-        parts = re.findall(r"([0-9]+(?:\.[0-9]+)?)([hms])", self.stop_after)
+        parts = re.findall(r"([0-9]+(?:\.[0-9]+)?)([hms])", text)
         seconds = sum(float(number) * {"h": 3600, "m": 60, "s": 1}[unit] for number, unit in parts)
-        if "".join(map("".join, parts)) != self.stop_after or not seconds:
-            raise ValueError(f"stop_after={self.stop_after!r} must be a time such as 3h50m, 20m or 90s.")
+        if "".join(map("".join, parts)) != text or not seconds:
+            raise ValueError(f"{name}={text!r} must be a time such as 3h50m, 20m or 90s.")
         return seconds

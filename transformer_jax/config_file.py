@@ -2,13 +2,18 @@
 
 import dataclasses
 import json
+import os
 import typing
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from transformer_jax.config import RunConfig
-from transformer_jax.config_checks import nearest
+from transformer_jax.config import RunConfig, TokenizerName
+from transformer_jax.config_checks import nearest, shown
 from transformer_jax.errors import InputError
+from transformer_jax.files import decode, read_whole
+
+MOST_BYTES = 2**20  # of a config: ours have 4,000
 
 # What a run may change without becoming another run: where and how often, not what is computed.
 FREE = (
@@ -21,6 +26,10 @@ FREE = (
     "max_new_tokens",
     "stop_at",
     "stop_after",
+    "max_skipped",
+    "stall_after",
+    "accept_changes",
+    "deterministic",
     "parallel",
     "checkpoint",
     "model.remat",
@@ -33,13 +42,22 @@ def to_json(config: RunConfig) -> str:
     return json.dumps(dataclasses.asdict(dataclasses.replace(config, parallel=parallel)), indent=2) + "\n"
 
 
+def _nearest_field(name: str, hints: dict[str, Any]) -> str:
+    """The field that was meant: one of that name in a part of the config, or the nearest here."""
+    parts = [part for part, hint in hints.items() if dataclasses.is_dataclass(hint)]
+    for part in parts:
+        if name in (field.name for field in dataclasses.fields(hints[part])):
+            return f" Did you mean {f'{part}.{name}'!r}?"
+    return nearest(name, hints)
+
+
 def _from_dict(kind: type, values: Any, where: str) -> Any:
     if not isinstance(values, dict):
-        raise InputError(f"{where}: expected an object with the fields of {kind.__name__}; got {str(values)[:80]}")
+        raise InputError(f"{where}: expected an object with the fields of {kind.__name__}; got {shown(values)}.")
     hints = typing.get_type_hints(kind)
     for name in values:
         if name not in hints:
-            raise InputError(f"{where}: unknown field {name!r}.{nearest(name, hints)}")
+            raise InputError(f"{where}: unknown field {shown(name)}.{_nearest_field(name, hints)}")
     made = {}
     for name, value in values.items():
         if dataclasses.is_dataclass(hints[name]):
@@ -48,15 +66,17 @@ def _from_dict(kind: type, values: Any, where: str) -> Any:
     try:
         return kind(**made)
     except ValueError as error:
-        raise InputError(f"{where}: {error}") from None
+        reason = str(error)  # which quotes the value
+        raise InputError(f"{where}: {reason if len(reason) < 600 else f'{reason[:300]} ... {reason[-200:]}'}") from None
 
 
-def _no_twins(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    names = [name for name, _ in pairs]
-    for name in names:
-        if names.count(name) > 1:
-            raise ValueError(f"the field {name!r} is given more than once")
-    return dict(pairs)
+def no_twins(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A hook for `json.loads`: raises ValueError for a name that an object has twice, of which JSON takes the last."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        twin = next(name for name, count in Counter(name for name, _ in pairs).items() if count > 1)
+        raise ValueError(f"the field {shown(twin)} is given more than once")
+    return found
 
 
 def read_config(path: str | Path) -> RunConfig:
@@ -65,11 +85,9 @@ def read_config(path: str | Path) -> RunConfig:
     Raises:
         InputError: the file is missing, is not JSON, or has an unknown field or a wrong value.
     """
+    text = decode(path, read_whole(path, MOST_BYTES))
     try:
-        text = Path(path).read_text("utf-8")
-        values = json.loads(text, object_pairs_hook=_no_twins)
-    except OSError as error:
-        raise InputError(f"{path}: the config cannot be read ({error.strerror}).") from None
+        values = json.loads(text, object_pairs_hook=no_twins)
     except (ValueError, RecursionError) as error:
         raise InputError(f"{path}: the config is not JSON ({error}).") from None
     return _from_dict(RunConfig, values, str(path))
@@ -85,13 +103,22 @@ def flat(config: Any, prefix: str = "") -> dict[str, Any]:
     return found
 
 
+def _meant(name: str, value: Any) -> Any:
+    """A value as it is compared: the paths of data and of a tokenizer by the place that they name."""
+    if name in ("data.train", "data.validation"):
+        return tuple(map(os.path.realpath, value))
+    if name == "data.tokenizer" and value not in typing.get_args(TokenizerName):
+        return os.path.realpath(value)
+    return value
+
+
 def differences(old: RunConfig, new: RunConfig) -> list[str]:
     """`model.num_layers: 6 -> 4` for each field that makes the second another run than the first."""
     before, after = flat(old), flat(new)
     return [
         f"{name}: {before[name]} -> {after[name]}"
         for name in before
-        if before[name] != after[name] and not {name, name.split(".")[0]} & set(FREE)
+        if _meant(name, before[name]) != _meant(name, after[name]) and not {name, name.split(".")[0]} & set(FREE)
     ]
 
 

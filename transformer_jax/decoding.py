@@ -1,7 +1,7 @@
 """Prompts -> new tokens, one compiled loop for each shape: greedily, or by sampling where there is a key."""
 
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, cast
 
 import jax
@@ -10,11 +10,13 @@ import numpy as np
 from flax import struct
 
 from transformer_jax.axes import constrain
+from transformer_jax.config import ModelConfig
 from transformer_jax.model.cache import Cache
 from transformer_jax.model.transformer import Transformer
-from transformer_jax.tokens import Tokens
+from transformer_jax.tokens import Tokens, check_tokens
 
 Array = jax.Array
+LEAST_TEMPERATURE = 1e-6  # logits that are divided by less can be beyond float32
 
 
 class Generated(struct.PyTreeNode):
@@ -106,8 +108,9 @@ def _decode_loop(
     return jax.tree.map(lambda x: constrain(x, "." * x.ndim), result)
 
 
-def _as_tokens(tokens: Tokens | Any, prefix: bool = False) -> Tokens:
+def _as_tokens(tokens: Tokens | Any, config: ModelConfig, what: str, prefix: bool = False) -> Tokens:
     tokens = tokens if isinstance(tokens, Tokens) else Tokens.from_ids(tokens)
+    check_tokens(tokens, config.vocab_size, config.max_length, what)
     return tokens.replace(prefix=tokens.segments > 0 if prefix else None)
 
 
@@ -143,9 +146,10 @@ def generate(
         key: a `jax.random.key`; with it tokens are drawn, without it they are the likeliest.
 
     Raises:
-        ValueError: an argument is out of its range, or prompt and new tokens do not fit `max_length`.
+        ValueError: an argument, a token id or a position is out of its range, or prompt and new tokens do not fit
+            `max_length`.
     """
-    prompt = _as_tokens(prompt)
+    prompt = prompt if isinstance(prompt, Tokens) else Tokens.from_ids(prompt)
     if max_new_tokens < 1 or prompt.ids.shape[1] + max_new_tokens > model.config.max_length:
         raise ValueError(
             f"max_new_tokens={max_new_tokens} must be at least 1 and, with the prompt's {prompt.ids.shape[1]} tokens, "
@@ -185,8 +189,8 @@ def _generate(
     """As `generate`; a row whose prompt leaves room for fewer tokens ends at the model's `max_length`."""
     if beam_size != 1:
         raise ValueError(f"beam_size={beam_size}: only 1 so far; beam search is not built yet.")
-    if not (0 < temperature < float("inf")):
-        raise ValueError(f"temperature={temperature} must be above 0 and finite.")
+    if not (LEAST_TEMPERATURE <= temperature < float("inf")):
+        raise ValueError(f"temperature={temperature} must be at least {LEAST_TEMPERATURE} and finite.")
     if top_k < 0:
         raise ValueError(f"top_k={top_k} must be at least 0.")
     if not 0 < top_p <= 1:
@@ -194,8 +198,8 @@ def _generate(
     return _decode_loop(
         model,
         params,
-        _as_tokens(prompt, model.config.prefix_attention == "bidirectional"),
-        None if source is None else _as_tokens(source),
+        _as_tokens(prompt, model.config, "prompt", model.config.prefix_attention == "bidirectional"),
+        None if source is None else _as_tokens(source, model.config, "source"),
         jax.random.key(0) if key is None else key,
         temperature,
         -1 if eos_id is None else eos_id,
@@ -235,16 +239,19 @@ def generate_all(
     max_new_tokens: int,
     batch_size: int = 64,
     key: Array | None = None,
+    pause: Callable[[], None] = lambda: None,
     **options: Any,
 ) -> Iterator[tuple[int, np.ndarray, float]]:
     """(index, new ids, score) for any number of prompts, in batches of like length, as they come.
 
     A prompt is (what the encoder reads or None, what the decoder has seen). New tokens are fewer than
-    `max_new_tokens` where the model's `max_length` leaves no more room. The options are those of `generate`.
+    `max_new_tokens` where the model's `max_length` leaves no more room. `pause` is called before each batch and may
+    raise. The options are those of `generate`.
     """
     most = model.config.max_length
     order = sorted(range(len(prompts)), key=lambda i: [0 if ids is None else len(ids) for ids in prompts[i]])
     for start in range(0, len(order), batch_size):
+        pause()
         chosen = order[start : start + batch_size]
         sources, seen = [prompts[i][0] for i in chosen], [prompts[i][1] for i in chosen]
         longest = max(map(len, seen))

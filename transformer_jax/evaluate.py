@@ -7,26 +7,27 @@ from typing import Any
 from transformer_jax.config import LossConfig, RunConfig
 from transformer_jax.data.batches import in_order
 from transformer_jax.data.load import make_rows, prompts_of
-from transformer_jax.data.objectives import objective_name
 from transformer_jax.data.sources import Corpus, Pairs
 from transformer_jax.data.tokenizer import Tokenizer
 from transformer_jax.decoding import generate_all
+from transformer_jax.errors import InputError
 from transformer_jax.model.transformer import Transformer
 from transformer_jax.objective import make_loss
 from transformer_jax.partition import Partitioner
 from transformer_jax.run import Run
-from transformer_jax.tokens import Batch
+from transformer_jax.tokens import Batch, check_batch
 
 Evaluator = Callable[[Any, Iterable[Batch]], dict[str, float]]
 
 
 def make_evaluator(model: Transformer, partitioner: Partitioner, batch_size: int) -> Evaluator:
     """(params, batches of so many rows) -> loss in nats a token, perplexity, accuracy and tokens, over all of them."""
-    loss = make_loss(model, LossConfig())
+    config, loss = model.config, make_loss(model, LossConfig())
     sums = partitioner.evaluate(lambda params, batch: loss(params, batch, None)[1])
 
     def evaluate(params: Any, batches: Iterable[Batch]) -> dict[str, float]:
-        parts = [sums(params, partitioner.put(batch, batch_size)) for batch in batches]
+        checked = (check_batch(batch, config.vocab_size, config.max_length) for batch in batches)
+        parts = [sums(params, partitioner.put(batch, batch_size)) for batch in checked]
         total = {name: sum(float(part[name]) for part in parts) for name in ("loss", "correct", "tokens")}
         tokens = max(total["tokens"], 1)
         mean = total["loss"] / tokens
@@ -44,7 +45,7 @@ def make_evaluator(model: Transformer, partitioner: Partitioner, batch_size: int
 def answer(
     texts: list[str], model: Transformer, params: Any, config: RunConfig, tokenizer: Tokenizer, **options: Any
 ) -> list[str]:
-    """The model's output for each text, in order; the options are those of `generate`."""
+    """The model's output for each text, in order; the options are those of `generate_all`."""
     outputs = [""] * len(texts)
     prompts = prompts_of(texts, config, tokenizer)
     options = {
@@ -89,10 +90,12 @@ def evaluate_run(run: Run, corpus: Corpus, batch_size: int = 0, limit: int = 0) 
         InputError: the corpus is not of the run's kind, or a pair is too long.
     """
     config, partitioner = run.config, Partitioner("jit", None)
-    objective_name(corpus.kind, config.model, config.data)
+    kind = "pairs" if config.data.objective == "sequence-to-sequence" else "text"
+    if corpus.kind != kind:
+        raise InputError(f"--data holds {corpus.kind}, and the run was trained on {kind}.")
     rows, corpus, _ = make_rows("evaluate", corpus, config, run.tokenizer)
     scores: dict[str, Any] = {"step": run.step, "examples": len(corpus)}
-    batch_size = batch_size or config.batch_size
+    batch_size = min(batch_size, len(rows)) or config.batch_size
     scores |= make_evaluator(run.model, partitioner, batch_size)(run.params, in_order(rows, batch_size))
     if config.data.objective in ("causal", "sequence-to-sequence"):
         scores["bits_per_byte"] = scores["loss"] * scores["tokens"] / math.log(2) / max(target_bytes(corpus), 1)

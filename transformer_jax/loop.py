@@ -1,179 +1,32 @@
 """The training loop: batches in, metrics, samples and checkpoints out. It knows nothing of the architecture."""
 
-import dataclasses
-import functools
-import hashlib
+import errno
 from collections import deque
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
 from transformer_jax import job
-from transformer_jax.checkpoint import Checkpoints
+from transformer_jax.checkpoint import Checkpoints, is_full, restore
 from transformer_jax.config import RunConfig
-from transformer_jax.config_file import differences, read_config, to_json
-from transformer_jax.data.batches import in_order
-from transformer_jax.data.load import Data, load_data
+from transformer_jax.data.batches import Drawn
 from transformer_jax.data.sources import BASELINES, Pairs
-from transformer_jax.data.tokenizer import Tokenizer, load_tokenizer, tokenizer_of
-from transformer_jax.errors import InputError
-from transformer_jax.evaluate import answer, exact_match, make_evaluator
-from transformer_jax.metrics import MetricsWriter, draw_loss
-from transformer_jax.model.transformer import Transformer
-from transformer_jax.optimizer import describe_decay, make_schedule
-from transformer_jax.pace import Clock, StopSignal, ahead
-from transformer_jax.partition import Partitioner, part_bytes
-from transformer_jax.run import CHECKPOINTS, CONFIG, TOKENIZER, first_state, step_of
-from transformer_jax.step import TrainState
+from transformer_jax.errors import CheckpointError, StorageError
+from transformer_jax.evaluate import exact_match
+from transformer_jax.metrics import MetricsWriter, draw_loss, read_records
+from transformer_jax.optimizer import describe_decay
+from transformer_jax.pace import Clock, Stopped, StopSignal, ahead
+from transformer_jax.resume import Found, find_run, write_papers
+from transformer_jax.run import CHECKPOINTS, step_of
+from transformer_jax.step import SPIKE, Metrics, TrainState
 from transformer_jax.terminal import Terminal
+from transformer_jax.trainer import Trainer, digest_of
+from transformer_jax.watchdog import Watchdog
+from transformer_jax.workdir import opened
 
 DONE, STOPPED = 0, 75
-
-
-def digest_of(tree: Any) -> str:
-    """A digest of all arrays of a tree, by which two states can be compared to the bit."""
-    digest = hashlib.blake2b(digest_size=16)
-    for leaf in jax.tree.leaves(tree):
-        digest.update(np.asarray(leaf if leaf.is_fully_addressable else job.gather(leaf)).tobytes())
-    return digest.hexdigest()
-
-
-def check_memory(run: RunConfig, partitioner: Partitioner, state: TrainState) -> None:
-    """Raises InputError where the state and the gradients alone are more than a device's memory."""
-    need = part_bytes(state) + part_bytes(state.params)
-    device = jax.local_devices()[0]
-    have = (device.memory_stats() or {}).get("bytes_limit", 0)
-    if not have and device.platform == "cpu":
-        have = _host_memory() // (1 if partitioner.mesh is None else jax.local_device_count())
-    if have and need > have:
-        count = sum(int(np.prod(leaf.shape, dtype=object)) for leaf in jax.tree.leaves(state.params))
-        raise InputError(
-            f"A model with {count:,} parameters (d_model={run.model.d_model}, num_layers={run.model.num_layers}, "
-            f"vocab_size={run.model.vocab_size}) needs {need / 1e9:,.1f} GB of memory on each device for "
-            f"parameters, gradients and optimizer; there are {have / 1e9:,.1f} GB."
-        )
-
-
-def _host_memory() -> int:
-    import os
-
-    names = ("SC_PAGE_SIZE", "SC_PHYS_PAGES")
-    known = hasattr(os, "sysconf") and all(name in os.sysconf_names for name in names)
-    return os.sysconf(names[0]) * os.sysconf(names[1]) if known else 0
-
-
-@dataclasses.dataclass
-class Trainer:
-    """One run: everything that its steps, evaluations and checkpoints need."""
-
-    config: RunConfig
-    data: Data
-    folder: Path
-    terminal: Terminal
-    checkpoints: Checkpoints
-
-    def __post_init__(self) -> None:
-        run = self.config
-        self.partitioner = Partitioner.create(run.parallel)
-        if run.batch_size % (run.optimizer.accumulate * self.partitioner.batch_parts):
-            raise InputError(
-                f"batch_size={run.batch_size} must be a multiple of optimizer.accumulate={run.optimizer.accumulate} "
-                f"times the {self.partitioner.batch_parts} parts that parallel.strategy={run.parallel.strategy} needs."
-            )
-        self.model = Transformer(run.model)
-        self.schedule = make_schedule(run.optimizer, run.steps)
-        self.evaluator = make_evaluator(self.model, self.partitioner, run.batch_size)
-        self.mine = self.partitioner.mine(run.batch_size)
-        self.facts = {"fingerprint": self.data.fingerprint, "seed": run.seed}
-
-    def check_facts(self) -> None:
-        """Raises InputError where the newest checkpoint was made with other data."""
-        step = self.checkpoints.latest
-        if step is not None and (found := self.checkpoints.facts(step)) != self.facts:
-            raise InputError(
-                f"{self.folder}: its checkpoint was made with other data: {found} -> {self.facts}. {ELSEWHERE}"
-            )
-
-    def start(self) -> TrainState:
-        """The newest checkpoint's state, or the first one.
-
-        Raises:
-            CheckpointError: it cannot be read.
-        """
-        key, step = jax.random.key(self.config.seed), self.checkpoints.latest
-        make = functools.partial(first_state, self.config)
-        if step is None:
-            return self.partitioner.init(make, key)
-        return self.checkpoints.restore(step, self.partitioner.abstract(make, key))
-
-    def save(self, step: int, state: TrainState) -> None:
-        """Starts a checkpoint; it is written while training goes on."""
-        self.checkpoints.save(step, state, self.facts)
-
-    def evaluate(self, step: int, state: TrainState, last: bool) -> dict[str, Any]:
-        """Scores on validation data, with sample outputs written to samples.txt."""
-        rows = in_order(self.data.validation, self.config.batch_size, 0 if last else self.config.eval_rows, self.mine)
-        scores = self.evaluator(state.best_params, rows)
-        return {"step": step, "split": "validation"} | scores | self._sample(step, state)
-
-    def _start_of(self, document: str) -> str:
-        """The first letters of a document, few enough to leave half of the model's length for what follows."""
-        most = self.config.model.max_length
-        start = document[: most // 4]
-        while len(start) > 1 and len(self.data.tokenizer.encode([start])[0]) > most // 2:
-            start = start[: len(start) // 2]
-        return start
-
-    def _sample(self, step: int, state: TrainState) -> dict[str, Any]:
-        run, held_out = self.config, self.data.held_out
-        params = self.partitioner.for_decoding(state.best_params)
-
-        def respond(texts: list[str], **options: Any) -> list[str]:
-            with self.partitioner.scope():
-                return answer(texts, self.model, params, run, self.data.tokenizer, **options)
-
-        if isinstance(held_out, Pairs):
-            chosen = held_out.take(slice(run.num_samples))
-            if not len(chosen):
-                return {}
-            outputs = respond(chosen.sources)
-            lines = [f"{s}\n  expected {t}\n  output   {o}" for s, t, o in zip(*_few(chosen, outputs), strict=True)]
-            scores = {"exact_match": exact_match(outputs, chosen.targets), "exact_match_sample": len(chosen)}
-        else:
-            starts = [self._start_of(document) for document in held_out.documents[:3]]
-            outputs = respond(starts, key=jax.random.key(run.seed), batch_size=len(starts))
-            lines = [f"{s}|{o}" for s, o in zip(starts, outputs, strict=True)]
-            scores = {}
-        if job.is_first():
-            with (self.folder / "samples.txt").open("a", encoding="utf-8") as file:
-                file.write(f"--- step {step}\n" + "\n".join(lines) + "\n\n")
-        return scores
-
-
-def _few(pairs: Pairs, outputs: list[str], count: int = 8) -> tuple[list[str], list[str], list[str]]:
-    return pairs.sources[:count], pairs.targets[:count], outputs[:count]
-
-
-ELSEWHERE = "Give another --workdir, or remove this one to start over."
-
-
-def open_folder(run: RunConfig) -> tuple[Path, RunConfig | None]:
-    """The run's folder, made where there is none, and the config of the run that is in it.
-
-    Raises:
-        InputError: the folder cannot be made or written.
-    """
-    folder = Path(run.workdir)
-    probe = folder / f".writable-{job.number()}"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        probe.touch()
-        probe.unlink()
-    except OSError as error:
-        raise InputError(f"--workdir {folder}: cannot be used as a run's folder ({error.strerror}).") from None
-    return folder, read_config(folder / CONFIG) if (folder / CONFIG).exists() else None
 
 
 def train(run: RunConfig, terminal: Terminal) -> int:
@@ -181,126 +34,249 @@ def train(run: RunConfig, terminal: Terminal) -> int:
 
     Raises:
         InputError: the config, the data or the folder cannot be used.
-        CheckpointError: the folder's checkpoint cannot be read.
+        CheckpointError: no checkpoint of the folder can be used, or the numbers diverged.
+        BusyError: another process is training in the folder.
+        StorageError: the disk is full, or refuses what has to be written.
     """
-    folder, before = open_folder(run)
-    data = read_together(run, load_tokenizer(folder / TOKENIZER) if before else None)
-    run = data.config
-    if before and (changed := differences(before, run)):
-        raise InputError(f"{folder} holds a run with another config: {'; '.join(changed)}. {ELSEWHERE}")
-    with Checkpoints(folder / CHECKPOINTS, run.checkpoint.keep) as checkpoints:
-        trainer = Trainer(run, data, folder, terminal, checkpoints)
-        if (checkpoints.latest or 0) >= run.steps:
-            terminal.say(f"{folder}: finished already, {checkpoints.latest} of {run.steps} steps. Nothing to do.")
-            return DONE
-        trainer.check_facts()
-        state = trainer.partitioner.abstract(functools.partial(first_state, run), jax.random.key(run.seed))
-        check_memory(run, trainer.partitioner, state)
-        if job.is_first():
-            (folder / TOKENIZER).write_text(data.tokenizer.to_json(), "utf-8")
-            (folder / CONFIG).write_text(to_json(run), "utf-8")
-        job.wait("config written")
-        if not (folder / CONFIG).exists():
-            raise InputError(
-                f"--workdir {folder}: process {job.number()} does not see what process 0 wrote there; all "
-                "processes need one shared folder."
-            )
-        count = sum(leaf.size for leaf in jax.tree.leaves(state.params))
-        terminal.introduce(run, folder, count, data.report, describe_decay(state.params, run.optimizer))
-        stop = StopSignal(run.stop_seconds)
-        try:
-            with job.together(lambda: checkpoints.latest):
-                return _steps(trainer, trainer.start(), stop)
-        finally:
-            stop.restore()
-
-
-def read_together(run: RunConfig, tokenizer: Tokenizer | None) -> Data:
-    """The run's data. Of several processes the first makes the tokenizer, and all must read the same."""
-    if job.count() == 1:
-        return load_data(run, tokenizer)
-    data = load_data(run, tokenizer) if job.is_first() else None
-    text = job.shared(data.tokenizer.to_json() if data else None)
-    data = data or load_data(run, tokenizer or tokenizer_of(text))
-    job.check_same("The data", data.fingerprint)
-    return data
-
-
-def _steps(trainer: Trainer, state: TrainState, stop: StopSignal) -> int:
-    run, terminal, start = trainer.config, trainer.terminal, int(state.step)
-    end = min(run.steps, run.stop_at or run.steps)
-    step_fn = trainer.partitioner.step(step_of(run), state)
-    writer = MetricsWriter(trainer.folder if job.is_first() else None, start)
-    # a few steps in flight keep the device busy; more would only hold memory, and simulated devices can lock up
-    pending, in_flight = deque(), 1 if trainer.partitioner.mesh else 2
-    clock, stopping = Clock(), False
-    if start:
-        writer.write({"event": "resume", "step": start})
-        terminal.say(f"Resumed at step {start}.")
-
-    def settle(most: int) -> None:
-        """Writes what is known of the oldest steps until at most so many are in flight."""
-        nonlocal stopping
-        while len(pending) > most:
-            step, metrics, drawn, vote = pending.popleft()
-            jax.block_until_ready(metrics)
-            stopping = stopping or bool(vote)
-            clock.count(drawn)
-            if step % run.log_every == 0 or step == end:
-                numbers = {name: float(value) for name, value in metrics.items()}
-                numbers["learning_rate"] = float(np.asarray(trainer.schedule(step - 1)))
-                numbers |= {"tokens_per_second": clock.rate, "compiles": step_fn.compiles}
-                record = {"step": step, "split": "train"} | numbers | {"batch_sha": drawn.sha}
-                writer.write(record)
-                terminal.train(record, run.steps)
-
-    step, saved = start, start
+    folder = Path(run.workdir)
     try:
-        for step, drawn in enumerate(ahead(trainer.data.batches(trainer.mine), start, end), start + 1):
-            state, metrics = step_fn(state, trainer.partitioner.put(drawn.batch, run.batch_size))
-            pending.append((step, metrics, drawn, job.vote(bool(stop))))
-            settle(in_flight)
-            last = step == run.steps
-            if step % run.eval_every == 0 or last:
-                settle(0)
-                scores = trainer.evaluate(step, state, last)
-                writer.write(scores)
-                terminal.validation(scores, run.steps)
-                if job.is_first():
-                    draw_loss(trainer.folder)
-                clock.restart()
-            if step % run.checkpoint.every == 0 or last:
-                trainer.save(step, state)
-                saved = step
-            if stopping or (stop and job.count() == 1):
+        with (
+            StopSignal(run.seconds("stop_after")) as stop,
+            opened(folder),
+            Checkpoints(folder / CHECKPOINTS, run.checkpoint) as checkpoints,
+        ):
+            found = find_run(run, folder, checkpoints)
+            trainer = Trainer(found.data.config, found.data, folder)
+            if _is_finished(trainer, found.step):
+                terminal.say(f"{folder}: finished already, {found.step} of {run.steps} steps. Nothing to do.")
+                return DONE
+            return _train(trainer, found, checkpoints, terminal, stop)
+    except OSError as error:
+        if error.errno in (None, errno.EPIPE):  # not of a file: a library that cannot be loaded, a reader that has gone
+            raise
+        raise StorageError(_cannot_write(folder, error)) from error
+
+
+def _cannot_write(folder: Path, error: BaseException) -> str:
+    what = "the disk is full" if is_full(error) else "it cannot be written"
+    return (
+        f"{folder}: {what}: {' '.join(str(error).split())[:300]}. The same command goes on from the newest checkpoint."
+    )
+
+
+def _is_finished(trainer: Trainer, step: int | None) -> bool:
+    ended = any(record.get("event") == "end" for record in read_records(trainer.folder / "metrics.jsonl")[-1:])
+    return ended and step is not None and step >= trainer.config.steps
+
+
+def _train(trainer: Trainer, found: Found, checkpoints: Checkpoints, terminal: Terminal, stop: StopSignal) -> int:
+    run, folder = trainer.config, trainer.folder
+    abstract = trainer.abstract_state()
+    write_papers(folder, trainer.papers)
+    count = sum(leaf.size for leaf in jax.tree.leaves(abstract.params))
+    terminal.introduce(run, folder, count, found.data.report, describe_decay(abstract.params, run.optimizer))
+    watchdog = Watchdog(folder, run.seconds("stall_after"))
+    with watchdog.watching(), job.together(lambda: checkpoints.latest):
+        state = trainer.first_state() if found.step is None else restore(checkpoints.unit(found.step), abstract)
+        writer = MetricsWriter(folder if job.is_first() else None, found.step or 0)
+        try:
+            loop = Loop(trainer, state, found.step or 0, checkpoints, writer, terminal, stop, watchdog)
+            loop.tell_start(found)
+            stop.patient = True
+            return loop.run()
+        finally:
+            writer.close()
+            terminal.close()
+
+
+class Pending(NamedTuple):
+    """A step that the devices are at."""
+
+    step: int
+    metrics: Metrics
+    drawn: Drawn
+    vote: Any
+
+
+class Loop:
+    """One run from where it begins to its end, or to where it is asked to stop."""
+
+    def __init__(
+        self,
+        trainer: Trainer,
+        state: TrainState,
+        start: int,
+        checkpoints: Checkpoints,
+        writer: MetricsWriter,
+        terminal: Terminal,
+        stop: StopSignal,
+        watchdog: Watchdog,
+    ) -> None:
+        run = trainer.config
+        self.trainer, self.state, self.step, self.saved = trainer, state, start, start
+        self.checkpoints, self.writer, self.terminal = checkpoints, writer, terminal
+        self.stop, self.watchdog, self.stopping = stop, watchdog, False
+        self.end = min(run.steps, run.stop_at or run.steps)
+        self.program = trainer.partitioner.step(step_of(run), state)
+        self.clock = Clock()
+        # a few steps in flight keep the device busy; more would only hold memory, and simulated devices can lock up
+        self.pending: deque[Pending] = deque()
+        self.in_flight = 1 if trainer.partitioner.mesh else 2
+        self.skipped, self.in_a_row = int(state.skipped), 0
+
+    def tell_start(self, found: Found) -> None:
+        """What was found in the folder, for those who read its metrics or watch."""
+        for each in found.rejected:
+            self.writer.write({"event": "checkpoint_rejected", "step": each.step, "reason": each.reason})
+            self.terminal.say(f"Checkpoint {each.step} is damaged: {each.reason}. It was set aside, not deleted.")
+        for change in found.changes:
+            self.terminal.say(f"Accepted: {change}")
+        if found.step is not None:
+            changes = {"changes": found.changes} if found.changes else {}
+            self.writer.write({"event": "resume", "step": found.step} | changes)
+            self.terminal.say(f"Resumed at step {found.step}.")
+
+    def run(self) -> int:
+        """All steps, and what is due after some of them. Returns the exit status."""
+        run, trainer, scores = self.trainer.config, self.trainer, {}
+        if self.step and self._is_due(run.eval_every) and not job.vote(self._was_evaluated()):
+            scores = self._evaluate()
+        for drawn in ahead(trainer.draw, self.step, self.end):
+            if self.stopping:
                 break
-        settle(0)
-        if saved != step:
-            trainer.save(step, state)
-        trainer.checkpoints.wait()
-        if step == run.steps:
-            writer.write({"event": "end", "step": step, "param_digest": digest_of((state.params, state.opt_state))})
-            _finish(trainer, state)
-            return DONE
-        reason = stop.reason or ("another process" if stopping else "")
-        writer.write({"event": "preempted", "step": step, "reason": reason or "stop_at"})
+            self.watchdog.beat(self.step, "trains")
+            self.state, metrics = self.program(self.state, trainer.partitioner.put(drawn.batch, run.batch_size))
+            self.step, scores = self.step + 1, {}
+            self.pending.append(Pending(self.step, metrics, drawn, job.vote(bool(self.stop))))
+            self._settle(self.in_flight)
+            if self._is_due(run.eval_every) and not self.stopping:
+                scores = self._evaluate()
+            if self._is_due(run.checkpoint.every) or self.checkpoints.is_best(scores):
+                self._settle(0)
+                if not self.in_a_row:  # the checkpoints before steps that go wrong are not pushed out by those of them
+                    self._save(scores)
+        return self._finish(scores)
+
+    def _is_due(self, every: int) -> bool:
+        return self.step % every == 0 or self.step == self.trainer.config.steps
+
+    def _was_evaluated(self) -> bool:
+        return any(r["step"] == self.step and r.get("split") == "validation" for r in self.writer.records)
+
+    def _settle(self, most: int) -> None:
+        """Writes what is known of the oldest steps until at most so many are in flight."""
+        run = self.trainer.config
+        while len(self.pending) > most:
+            done = self.pending.popleft()
+            jax.block_until_ready(done.metrics)
+            self.stopping = self.stopping or bool(done.vote)
+            self.clock.count(done.drawn)
+            numbers = {name: float(value) for name, value in done.metrics.items()}
+            left_out = numbers.pop("skipped")
+            if done.step % run.log_every == 0 or done.step == self.end:
+                numbers["learning_rate"] = float(np.asarray(self.trainer.schedule(done.step - 1 - self.skipped)))
+                numbers |= {"tokens_per_second": self.clock.rate, "compiles": self.program.compiles}
+                record = {"step": done.step, "split": "train"} | numbers | {"batch_sha": done.drawn.sha}
+                self.writer.write(record)
+                self.terminal.train(record, run.steps)
+            self.skipped, self.in_a_row = self.skipped + bool(left_out), self.in_a_row + 1 if left_out else 0
+            if left_out:
+                self._tell_skipped(done, numbers, left_out == SPIKE)
+        if job.count() == 1:
+            self.stopping = self.stopping or bool(self.stop)
+        self._tell_failures()
+
+    def _tell_skipped(self, done: Pending, numbers: dict[str, float], spike: bool) -> None:
+        wrong = [name for name in ("loss", "grad_norm") if not np.isfinite(numbers[name])] or ["the update"]
+        reason = f"grad_norm {numbers['grad_norm']:.4g} is a spike" if spike else f"{' and '.join(wrong)} not finite"
+        self.writer.write({"event": "skipped_step", "step": done.step, "reason": reason})
+        self.terminal.say(f"Step {done.step} was left out: {reason}.")
+        if self.in_a_row < self.trainer.config.max_skipped:
+            return
+        self.watchdog.beat(self.step, "looks for what went wrong")
+        where = "" if spike else self.trainer.divergence(self.state, done.drawn, done.step)
+        first = f" The first values that are not finite are those of {where}." if where else ""
+        newest = self.checkpoints.latest
+        kept = "Nothing was saved yet" if newest is None else f"The checkpoint of step {newest} stands"
+        raise CheckpointError(
+            f"{self.trainer.folder}: {self.in_a_row} steps in a row were left out, the last of them step {done.step}: "
+            f"{reason}.{first} {kept}. A lower --optimizer.learning-rate or --optimizer.clip-norm may help."
+        )
+
+    def _evaluate(self) -> dict[str, Any]:
+        """Scores, written down; nothing where an end is asked for meanwhile: then a resume begins with it."""
+        self._settle(0)
+        try:
+            scores = self.trainer.evaluate(self.step, self.state, self._pause)
+        except Stopped:
+            return {}
+        self.writer.write(scores)
+        self.terminal.validation(scores, self.trainer.config.steps)
         if job.is_first():
-            draw_loss(trainer.folder)
-        terminal.say(
-            f"Stopped at step {step} by {reason or '--stop-at'}, all saved; the same command goes on from here."
+            draw_loss(self.trainer.folder)
+        self.clock.restart()
+        return scores
+
+    def _pause(self) -> None:
+        self.watchdog.beat(self.step, "evaluates")
+        if job.vote(bool(self.stop)):
+            self.stopping = True
+            raise Stopped
+
+    def _save(self, scores: dict[str, Any]) -> None:
+        """Starts a checkpoint, which is written while training goes on; what it is of is on record before."""
+        self._settle(0)
+        self.writer.settle()
+        self.watchdog.beat(self.step, "saves")
+        self.checkpoints.save(self.step, self.state, self.trainer.papers, self.trainer.facts(self.step, scores))
+        self.saved = self.step
+
+    def _tell_failures(self) -> bool:
+        """Whether the checkpoint of this very step has failed; tells of all that have."""
+        failed = False
+        for step, error in self.checkpoints.failures():
+            reason = ("the disk is full: " if is_full(error) else "") + " ".join(str(error).split())[:160]
+            self.writer.write({"event": "checkpoint_failed", "step": step, "reason": reason})
+            self.terminal.say(f"The checkpoint of step {step} could not be saved: {reason}. The next one is tried.")
+            failed = failed or step == self.step
+        return failed
+
+    def _finish(self, scores: dict[str, Any]) -> int:
+        run, folder = self.trainer.config, self.trainer.folder
+        self._settle(0)
+        if self.saved != self.step:
+            self._save(scores)
+        self.watchdog.beat(self.step, "saves")
+        self.checkpoints.wait()
+        if job.vote(self._tell_failures()):
+            newest = self.checkpoints.latest
+            raise StorageError(
+                f"{folder}: step {self.step} could not be saved, as said above; the newest checkpoint is "
+                f"{'none' if newest is None else f'step {newest}'}. The same command goes on from there."
+            )
+        if self.step == run.steps and not self.stopping:
+            digest = digest_of((self.state.params, self.state.opt_state))
+            self.writer.write({"event": "end", "step": self.step, "param_digest": digest})
+            self._say_done()
+            return DONE
+        reason = self.stop.reason or ("another process" if self.stopping else "")
+        self.writer.write({"event": "preempted", "step": self.step, "reason": reason or "stop_at"})
+        if job.is_first():
+            draw_loss(folder)
+        self.terminal.say(
+            f"Stopped at step {self.step} by {reason or '--stop-at'}, all saved; the same command goes on from here."
         )
         return STOPPED if reason else DONE
-    finally:
-        writer.close()
-        terminal.close()
 
-
-def _finish(trainer: Trainer, state: TrainState) -> None:
-    run, terminal, held_out = trainer.config, trainer.terminal, trainer.data.held_out
-    rule = BASELINES.get(run.data.embedded) if not run.data.train else None
-    if rule is not None and isinstance(held_out, Pairs):
-        score = exact_match([rule(source) for source in held_out.sources], held_out.targets)
-        terminal.say(
-            f"For comparison, a rule of five lines: exact match {score:.1%} on all {len(held_out):,} unseen examples."
+    def _say_done(self) -> None:
+        run, held_out = self.trainer.config, self.trainer.data.held_out
+        rule = BASELINES.get(run.data.embedded) if not run.data.train else None
+        if rule is not None and isinstance(held_out, Pairs):
+            score = exact_match([rule(source) for source in held_out.sources], held_out.targets)
+            self.terminal.say(
+                f"For comparison, a rule of five lines: exact match {score:.1%} on all {len(held_out):,} unseen "
+                "examples."
+            )
+        self.terminal.say(
+            f"Done. Everything is in {self.trainer.folder}: loss.png, samples.txt, metrics.jsonl, checkpoints."
         )
-    terminal.say(f"Done. Everything is in {trainer.folder}: loss.png, samples.txt, metrics.jsonl, checkpoints.")

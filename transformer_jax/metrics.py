@@ -1,37 +1,62 @@
 """What a run tells about itself: metrics.jsonl, TensorBoard, loss.png, samples.txt and lines on the terminal."""
 
+import errno
 import json
+import math
 import os
+import re
+import time
+from array import array
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from transformer_jax.workdir import write_whole
+
 Record = dict[str, Any]
+FLUSH_SECONDS = 10.0
+
+
+def each_record(path: Path) -> Iterator[Record]:
+    """The lines of a metrics.jsonl, one after the other; one that a crash cut short is left out."""
+    if not path.exists():
+        return
+    with path.open("rb") as file:
+        for line in file:
+            try:
+                record = json.loads(line)
+            except ValueError:
+                continue
+            if isinstance(record, dict):
+                yield record
 
 
 def read_records(path: Path) -> list[Record]:
-    """The lines of a metrics.jsonl; one that a crash cut short is left out."""
-    if not path.exists():
-        return []
-    records = []
-    for line in path.read_bytes().split(b"\n"):
-        try:
-            record = json.loads(line)
-        except ValueError:
-            continue
-        if isinstance(record, dict):
-            records.append(record)
-    return records
+    """All of them."""
+    return list(each_record(path))
 
 
-def rewind(path: Path, step: int) -> None:
-    """Leaves out the lines after `step`, which a resumed run writes again, and what a crash cut short."""
-    records = [record for record in read_records(path) if record.get("step", 0) <= step]
-    temporary = path.with_suffix(".jsonl.tmp")
-    with temporary.open("w", encoding="utf-8") as file:
-        file.writelines(json.dumps(record) + "\n" for record in records)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+KEPT = ("checkpoint_rejected", "checkpoint_failed")  # events that no resume takes back
+
+
+def rewind(folder: Path, step: int) -> None:
+    """Leaves out what was written after `step`, which a resumed run writes again, and what a crash cut short."""
+    path = folder / "metrics.jsonl"
+    records = [r for r in read_records(path) if r.get("step", 0) <= step or r.get("event") in KEPT]
+    write_whole(path, "".join(json.dumps(record) + "\n" for record in records))
+    samples = folder / "samples.txt"
+    if samples.exists():
+        scored = {record["step"] for record in records if record.get("split") == "validation"}
+        parts = re.split(r"^(?=--- step \d+$)", samples.read_text("utf-8"), flags=re.MULTILINE)
+        known = [part for part in parts if part and int(part.split(maxsplit=3)[2]) in scored]
+        write_whole(samples, "".join(known))
+
+
+def _event(**fields: Any) -> Any:
+    """One event of TensorBoard's."""
+    from tensorboardX.proto import event_pb2
+
+    return vars(event_pb2)["Event"](wall_time=time.time(), **fields)
 
 
 class MetricsWriter:
@@ -41,33 +66,78 @@ class MetricsWriter:
     """
 
     def __init__(self, folder: Path | None, step: int = 0) -> None:
+        self.records: list[Record] = []  # what was written before
+        self._flushed = time.monotonic()
         self._file = self._board = None
         if folder is None:
             return
-        import logging
+        from tensorboardX.event_file_writer import EventsWriter
 
-        from tensorboardX import SummaryWriter
-
-        logging.getLogger("tensorboardX").setLevel(logging.ERROR)
-        self._path = folder / "metrics.jsonl"
-        rewind(self._path, step)
-        self._file = self._path.open("a", encoding="utf-8")
-        self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1 if step else None)
+        rewind(folder, step)
+        path = folder / "metrics.jsonl"
+        self.records = read_records(path)
+        self._file = path.open("ab", buffering=0)
+        (folder / "tensorboard").mkdir(exist_ok=True)
+        # written here rather than in SummaryWriter's thread, where a full disk would go unnoticed
+        self._board = EventsWriter(str(folder / "tensorboard" / "events"))
+        if step:
+            self._board.write_event(_event(step=step + 1, session_log={"status": "START"}))
 
     def write(self, record: Record) -> None:
-        """One line; floats keep all their bits."""
+        """One line, whole or not at all; floats keep all their bits, and one that is not finite is null."""
         if self._file is None or self._board is None:
             return
-        self._file.write(json.dumps(record) + "\n")
-        self._file.flush()
-        for name, value in record.items():
-            if "split" in record and name != "step" and isinstance(value, (int, float)):
-                self._board.add_scalar(f"{record['split']}/{name}", value, record["step"])
+        numbers = {name: value for name, value in record.items() if isinstance(value, (int, float))}
+        bad = {name: None for name, value in numbers.items() if not math.isfinite(value)}
+        line = (json.dumps(record | bad) + "\n").encode()
+        size = os.fstat(self._file.fileno()).st_size
+        if self._file.write(line) != len(line):
+            os.ftruncate(self._file.fileno(), size)
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), self._file.name)
+        if "split" in record:
+            for name, value in numbers.items():
+                if name != "step" and name not in bad:
+                    summary = {"value": [{"tag": f"{record['split']}/{name}", "simple_value": value}]}
+                    self._board.write_event(_event(step=record["step"], summary=summary))
+            if time.monotonic() - self._flushed > FLUSH_SECONDS:
+                self._flush()
+
+    def _flush(self) -> None:
+        if self._board is not None:
+            self._board.flush()
+        self._flushed = time.monotonic()
+
+    def settle(self) -> None:
+        """Until all that was written is on the disk itself."""
+        if self._file is not None:
+            os.fsync(self._file.fileno())
+            self._flush()
 
     def close(self) -> None:
         for each in (self._board, self._file):
             if each is not None:
                 each.close()
+
+
+class Curve:
+    """Points of a line, and what it looks like. A long one is thinned out as it is drawn, not as it is kept."""
+
+    POINTS = 2000
+
+    def __init__(self, **style: Any) -> None:
+        self.style, self._x, self._y = style, array("d"), array("d")
+
+    def add(self, x: float, y: float | None) -> None:
+        if y is not None:
+            self._x.append(x)
+            self._y.append(y)
+
+    def __len__(self) -> int:
+        return len(self._x)
+
+    def draw(self, panel: Any) -> None:
+        every = slice(None, None, -(-len(self._x) // self.POINTS) or 1)
+        panel.plot(self._x[every], self._y[every], **self.style)
 
 
 def draw_loss(folder: Path) -> None:
@@ -77,16 +147,22 @@ def draw_loss(folder: Path) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    records = [record for record in read_records(folder / "metrics.jsonl") if "split" in record]
-    scored = [record for record in records if "exact_match" in record]
+    dots = {"marker": "o", "markersize": 4}
+    curves = {"train": Curve(linewidth=1, label="train"), "validation": Curve(label="validation", **dots)}
+    exact = Curve(**dots)
+    for record in each_record(folder / "metrics.jsonl"):  # few of its numbers are kept: it can be long
+        if "split" in record:
+            curves[record["split"]].add(record["step"], record["loss"])
+            if "exact_match" in record:
+                exact.add(record["step"], 100 * record["exact_match"])
+    scored = len(exact) > 0
     figure, axes = pyplot.subplots(1, 2 if scored else 1, figsize=(10 if scored else 6, 4), squeeze=False)
     panel = axes[0][0]
-    for split, style in (("train", {"linewidth": 1}), ("validation", {"marker": "o", "markersize": 4})):
-        chosen = [record for record in records if record["split"] == split]
-        panel.plot([r["step"] for r in chosen], [r["loss"] for r in chosen], label=split, **style)
+    for curve in curves.values():
+        curve.draw(panel)
     panel.set(xlabel="step", ylabel="loss (nats per token)", yscale="log", title="Loss")
     if scored:
-        axes[0][1].plot([r["step"] for r in scored], [100 * r["exact_match"] for r in scored], marker="o", markersize=4)
+        exact.draw(axes[0][1])
         axes[0][1].set(
             xlabel="step", ylabel="exact match (%)", ylim=(0, 105), title="Validation outputs equal to target"
         )

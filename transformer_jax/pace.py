@@ -2,44 +2,56 @@
 
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
 
-from transformer_jax.data.batches import Batches, Drawn
+from transformer_jax.data.batches import Drawn
 
 
-def ahead(batches: Batches, start: int, stop: int) -> Iterator[Drawn]:
+def ahead(draw: Callable[[int], Drawn], start: int, stop: int) -> Iterator[Drawn]:
     """The batches of the steps, each made in the background while the one before is used."""
     with ThreadPoolExecutor(1, "batches") as pool:
-        future = pool.submit(batches.draw, start)
+        future = pool.submit(draw, start)
         for step in range(start + 1, stop + 1):
-            drawn, future = future.result(), pool.submit(batches.draw, step)
+            drawn, future = future.result(), pool.submit(draw, step)
             yield drawn
 
 
+class Stopped(Exception):  # noqa: N818 - as StopIteration, it is no error
+    """What is under way is given up because an end was asked for; it is done again when the run goes on."""
+
+
 class StopSignal:
-    """Notes that a signal or the clock asked for an end; the loop looks at it between steps."""
+    """Notes that a signal or the clock asked for an end; the loop looks at it between steps.
+
+    Until it is `patient`, when there is something to save, a signal ends at once what is under way.
+    """
 
     def __init__(self, seconds: float) -> None:
-        self.reason = ""
+        self.reason, self.patient = "", False
         self._deadline = time.monotonic() + seconds
+
+    def __enter__(self) -> "StopSignal":
         self._before = {number: signal.signal(number, self._note) for number in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
 
     def _note(self, number: int, _: Any) -> None:
-        self.reason = signal.Signals(number).name
+        self.reason = self.reason or signal.Signals(number).name
+        if not self.patient:
+            self.patient = True  # another signal does not break what this one ends
+            raise KeyboardInterrupt
 
     def __bool__(self) -> bool:
         if not self.reason and time.monotonic() > self._deadline:
             self.reason = "the time limit"
         return bool(self.reason)
-
-    def restore(self) -> None:
-        """Gives the signals back."""
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
 
 
 class Clock:

@@ -9,12 +9,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from transformer_jax.checkpoint import Checkpoints
+from transformer_jax.checkpoint import restore_params, sound_unit
 from transformer_jax.config import ModelConfig, RunConfig
 from transformer_jax.config_file import read_config
+from transformer_jax.data.load import check_vocabulary
 from transformer_jax.data.objectives import ARRANGEMENTS
 from transformer_jax.data.tokenizer import Tokenizer, load_tokenizer
-from transformer_jax.errors import CheckpointError, InputError
+from transformer_jax.errors import InputError
 from transformer_jax.model.transformer import Transformer
 from transformer_jax.objective import make_loss
 from transformer_jax.optimizer import make_optimizer
@@ -59,7 +60,8 @@ def first_state(config: RunConfig, key: jax.Array) -> TrainState:
     """The state before the first step, a pure function of the key."""
     params = Transformer(config.model).init(key, *example_inputs(config.model))["params"]
     optimizer = make_optimizer(config.optimizer, config.steps)
-    return TrainState.create(params, optimizer, config.seed, ema=config.optimizer.ema_decay > 0)
+    keeps = dict(ema=config.optimizer.ema_decay > 0, norms=config.optimizer.spike_factor > 0)
+    return TrainState.create(params, optimizer, config.seed, **keeps)
 
 
 def step_of(config: RunConfig) -> Callable[..., tuple[TrainState, Metrics]]:
@@ -70,25 +72,25 @@ def step_of(config: RunConfig) -> Callable[..., tuple[TrainState, Metrics]]:
         optimizer=make_optimizer(config.optimizer, config.steps),
         accumulate=config.optimizer.accumulate,
         ema_decay=config.optimizer.ema_decay,
+        spike_factor=config.optimizer.spike_factor,
     )
 
 
-def load_run(folder: str | Path) -> Run:
-    """The newest checkpoint of a run, ready to use.
+def load_run(folder: str | Path, checkpoint: str = "newest") -> Run:
+    """A run's checkpoint, ready to use: the `newest` sound one, the `best` by validation, or that of a step.
+
+    It writes nothing, so it can be called while the run goes on. A damaged checkpoint is passed over with a warning.
 
     Raises:
-        InputError: the folder is no run's.
-        CheckpointError: there is no checkpoint that can be read.
+        InputError: the folder is no run's, or has no such checkpoint.
+        CheckpointError: no checkpoint can be used.
     """
     folder = Path(folder)
     for name in (CONFIG, TOKENIZER, CHECKPOINTS):
         if not (folder / name).exists():
             raise InputError(f"{folder}: not a run's folder, or one without a checkpoint yet: it has no {name}.")
-    config, tokenizer = read_config(folder / CONFIG), load_tokenizer(folder / TOKENIZER)
-    template = abstract_params(config.model)
-    with Checkpoints(folder / CHECKPOINTS) as checkpoints:
-        step = checkpoints.latest
-        if step is None:
-            raise CheckpointError(f"{folder / CHECKPOINTS}: no checkpoint found.")
-        params = checkpoints.params(step, template)
-    return Run(config, Transformer(config.model), params, tokenizer, step)
+    unit = sound_unit(folder / CHECKPOINTS, checkpoint, read_config(folder / CONFIG).checkpoint.best)
+    config, tokenizer = read_config(unit / CONFIG), load_tokenizer(unit / TOKENIZER)
+    check_vocabulary(config.model, tokenizer)
+    params = restore_params(unit, abstract_params(config.model))
+    return Run(config, Transformer(config.model), params, tokenizer, int(unit.name))

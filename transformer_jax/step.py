@@ -14,6 +14,10 @@ from transformer_jax.tokens import Batch
 Array = jax.Array
 Metrics = dict[str, Array]
 
+NOT_FINITE, SPIKE = 1, 2  # why a step is left out
+SPIKE_WINDOW = 128  # gradient norms that a spike is measured against,
+SPIKE_LEAST = 16  # from so many on
+
 
 class TrainState(struct.PyTreeNode):
     """All that changes as a run goes on.
@@ -24,6 +28,9 @@ class TrainState(struct.PyTreeNode):
         opt_state: the optimizer's.
         seed: uint32, of dropout; keys are folded from it and the step, never stored.
         ema: moving average of the parameters, None where there is none.
+        skipped: int32, steps that were left out because their numbers were not finite, or a spike.
+        norms: float32[SPIKE_WINDOW], gradient norms of the latest steps, NaN where there is none yet; None without a
+            guard against spikes.
     """
 
     step: Array
@@ -31,12 +38,23 @@ class TrainState(struct.PyTreeNode):
     opt_state: Any
     seed: Array
     ema: Any = None
+    skipped: Any = None
+    norms: Any = None
 
     @classmethod
-    def create(cls, params: Any, optimizer: optax.GradientTransformation, seed: int, ema: bool = False) -> "TrainState":
+    def create(
+        cls, params: Any, optimizer: optax.GradientTransformation, seed: int, ema: bool = False, norms: bool = False
+    ) -> "TrainState":
         """The state before the first step."""
-        average = jax.tree.map(jnp.copy, params) if ema else None
-        return cls(jnp.zeros((), jnp.int32), params, optimizer.init(params), jnp.asarray(seed, jnp.uint32), average)
+        return cls(
+            step=jnp.zeros((), jnp.int32),
+            params=params,
+            opt_state=optimizer.init(params),
+            seed=jnp.asarray(seed, jnp.uint32),
+            ema=jax.tree.map(jnp.copy, params) if ema else None,
+            skipped=jnp.zeros((), jnp.int32),
+            norms=jnp.full(SPIKE_WINDOW, jnp.nan) if norms else None,
+        )
 
     @property
     def best_params(self) -> Any:
@@ -69,6 +87,12 @@ def gradient_sums(loss: Loss, params: Any, batch: Batch, key: Array, accumulate:
     return jax.lax.scan(add, zero, (jnp.arange(accumulate), parts))[0]
 
 
+def is_spike(norm: Array, norms: Array, factor: float) -> Array:
+    """Whether a gradient norm is above `factor` times the median of the latest ones, [SPIKE_WINDOW], NaN for none."""
+    known = jnp.count_nonzero(jnp.isfinite(norms)) >= SPIKE_LEAST
+    return known & (norm > factor * jnp.nanmedian(norms))
+
+
 def train_step(
     state: TrainState,
     batch: Batch,
@@ -77,10 +101,14 @@ def train_step(
     optimizer: optax.GradientTransformation,
     accumulate: int = 1,
     ema_decay: float = 0.0,
+    spike_factor: float = 0.0,
     reduce: Callable[[Any], Any] = identity,
     part: Array | int = 0,
 ) -> tuple[TrainState, Metrics]:
     """One update. Everything is a sum until one division by the number of tokens.
+
+    A step whose loss, gradient or new parameters are not finite, or whose gradient is a spike, is left out: `step` goes
+    on, so the next batch is another one, and all else stays as it was. All devices decide from the same sums.
 
     Args:
         state: it is not changed; a compiled step may reuse its memory.
@@ -89,30 +117,42 @@ def train_step(
         optimizer: any Optax optimizer.
         accumulate: the number of microbatches, whose sums are those of the whole batch.
         ema_decay: of the moving average, where the state has one.
+        spike_factor: leave a step out whose gradient norm is above so many times the median of the latest ones, where
+            the state has those.
         reduce: adds a tree of sums over devices, where a device sees a part of the batch only.
         part: which part it sees, so that no two drop out alike.
 
     Returns:
-        The next state, and `loss`, `accuracy`, `tokens` and `grad_norm` of this step, before clipping; of a mixture of
-        experts also `balance` (1 is even), `router_z` and `dropped` (the share of choices that found no place), means
-        over tokens and layers.
+        The next state, and `loss`, `accuracy`, `tokens`, `grad_norm` of this step, before clipping, and `skipped`,
+        why it was left out, 0 where it was not; of a mixture of experts also `balance` (1 is even), `router_z` and
+        `dropped` (the share of choices that found no place), means over tokens and layers.
     """
     key = jax.random.fold_in(jax.random.fold_in(jax.random.key(state.seed), state.step), part)
     grads, sums = reduce(gradient_sums(loss, state.params, batch, key, accumulate))
     tokens = jnp.maximum(sums["tokens"], 1)
     grads = jax.tree.map(lambda g: g / tokens.astype(g.dtype), grads)
+    norm = optax.tree.norm(grads)
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
+    finite = jnp.isfinite(sums["loss"]) & jnp.isfinite(norm) & jnp.isfinite(optax.tree.norm(updates))
+    norms, good = state.norms, finite
+    if norms is not None:
+        good &= ~is_spike(norm, norms, spike_factor)
+        norms = jnp.where(jnp.isfinite(norm), jnp.roll(norms, 1).at[0].set(norm), norms)
     ema = state.ema
     if ema is not None:
         ema = jax.tree.map(lambda mean, new: ema_decay * mean + (1 - ema_decay) * new.astype(mean.dtype), ema, params)
+    new, old = (params, opt_state, ema), (state.params, state.opt_state, state.ema)
+    params, opt_state, ema = jax.tree.map(lambda x, y: jnp.where(good, x, y), new, old)
     metrics = {
         "loss": sums["loss"] / tokens,
         "accuracy": sums["correct"] / tokens,
         "tokens": sums["tokens"],
-        "grad_norm": optax.tree.norm(grads),
+        "grad_norm": norm,
+        "skipped": jnp.where(good, 0, jnp.where(finite, SPIKE, NOT_FINITE)),
     }
     for name in ("balance", "router_z", "dropped"):
         if name in sums:
             metrics[name] = sums[name] / jnp.maximum(sums["routed"], 1)
-    return state.replace(step=state.step + 1, params=params, opt_state=opt_state, ema=ema), metrics
+    after = dict(params=params, opt_state=opt_state, ema=ema, norms=norms)
+    return state.replace(step=state.step + 1, skipped=state.skipped + ~good, **after), metrics

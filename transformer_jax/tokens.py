@@ -62,3 +62,31 @@ class Batch(struct.PyTreeNode):
     labels: Any
     weights: Any
     source: Tokens | None = None
+
+
+def check_ids(ids: ArrayLike, vocab_size: int, what: str = "token id") -> None:
+    """Raises ValueError where a number is outside of its table, which a device would clamp, wrap or fill with NaN."""
+    numbers = np.asarray(ids)
+    wrong = np.argwhere((numbers < 0) | (numbers >= vocab_size))
+    if len(wrong):
+        place = tuple(int(index) for index in wrong[0])
+        raise ValueError(
+            f"{what} {numbers[place]} at {list(place)} is outside of its table: it must be at least 0 and below "
+            f"{vocab_size}."
+        )
+
+
+def check_tokens(tokens: Tokens, vocab_size: int, max_length: int, what: str = "") -> Tokens:
+    """The same tokens; raises ValueError where an id or a position is outside of its table."""
+    check_ids(tokens.ids, vocab_size, f"{what} token id".lstrip())
+    check_ids(tokens.positions, max_length, f"{what} position".lstrip())
+    return tokens
+
+
+def check_batch(batch: Batch, vocab_size: int, max_length: int) -> Batch:
+    """The same batch; raises ValueError where an id, a label or a position is outside of its table."""
+    check_tokens(batch.target, vocab_size, max_length, "target")
+    check_ids(batch.labels, vocab_size, "label")
+    if batch.source is not None:
+        check_tokens(batch.source, vocab_size, max_length, "source")
+    return batch

@@ -6,7 +6,7 @@ from hashlib import blake2b
 
 import numpy as np
 
-from transformer_jax.config import RunConfig
+from transformer_jax.config import ModelConfig, RunConfig
 from transformer_jax.data import sources
 from transformer_jax.data.batches import Batches, PackedRows, Rows, StreamRows
 from transformer_jax.data.objectives import (
@@ -34,7 +34,8 @@ class Data:
         config: the run's settings with what the data decided filled in (vocabulary size, objective).
         train, validation: packed rows.
         held_out: the validation corpus as text.
-        fingerprint: a digest of all texts and the vocabulary, by which a resumed run knows its data again.
+        fingerprint: what identifies the training data, the validation data and the tokenizer, by which a resumed run
+            knows them again: how much it is, and a digest.
         report: lines that say what was read.
     """
 
@@ -43,7 +44,7 @@ class Data:
     train: Rows
     validation: Rows
     held_out: Corpus
-    fingerprint: str
+    fingerprint: dict[str, str]
     report: list[str]
 
     def batches(self, mine: Mine = ALL) -> Batches:
@@ -61,13 +62,15 @@ def _fit_pairs(
     if not len(too_long):
         return corpus, FixedExamples(*pieces), ""
     first = int(too_long[0])
+    where = "--data" if name == "evaluate" else f"data.{name}"
     what = (
-        f"data.{name}: {len(too_long):,} of {len(corpus):,} pairs are longer than a row; the first is "
+        f"{where}: {len(too_long):,} of {len(corpus):,} pairs are longer than a row; the first is "
         f"{corpus.places[first]} with {need[first].sum()} tokens, source and target, where max_length="
         f"{run.model.max_length}"
     )
     if run.data.too_long == "error":
-        raise InputError(f"{what}. Raise --model.max-length, or leave such pairs out with --data.too-long drop.")
+        advice = "" if name == "evaluate" else " Raise --model.max-length, or leave them out with --data.too-long drop."
+        raise InputError(f"{what}.{advice}")
     keep = np.setdiff1d(np.arange(len(corpus)), too_long)
     if not len(keep):
         raise InputError(f"{what}. No pair is left.")
@@ -94,6 +97,9 @@ def make_rows(name: str, corpus: Corpus, run: RunConfig, tokenizer: Tokenizer) -
             stream = chain(tokenizer.bos_id, documents, tokenizer.eos_id)
             rows = StreamRows(stream, room.target, run.seed, moving=name == "train")
             return rows, corpus, [f"{name}: {size} in {len(rows):,} rows of {room.target}"]
+        least = 2 if run.data.objective == "span-corruption" else 1
+        if short := int(np.count_nonzero(documents.lengths < least)):
+            report.append(f"data.{name}: {short:,} of {len(corpus):,} texts have fewer tokens than {least}: left out")
         fits = fitting(run.model, run.data)
         examples = TEXT_OBJECTIVES[run.data.objective](documents, fits, tokenizer, run.data, run.seed)
     rows = _packed(examples, run, tokenizer)
@@ -108,6 +114,14 @@ def _packed(examples: Examples, run: RunConfig, tokenizer: Tokenizer) -> PackedR
     return PackedRows(examples, ARRANGEMENTS[run.model.mode], tokenizer, room_of(run.model, run.data), bidirectional)
 
 
+def check_vocabulary(model: ModelConfig, tokenizer: Tokenizer) -> None:
+    """Raises InputError where a tokenizer has ids that the model has no row for."""
+    if model.vocab_size < tokenizer.size:
+        raise InputError(
+            f"model.vocab_size={model.vocab_size} is smaller than the tokenizer's {tokenizer.size} tokens."
+        )
+
+
 def resolve(run: RunConfig, kind: str, tokenizer: Tokenizer | None, texts: Callable) -> tuple[RunConfig, Tokenizer]:
     """The run with its objective and vocabulary size decided, and its tokenizer: the one given, or a new one.
 
@@ -118,11 +132,17 @@ def resolve(run: RunConfig, kind: str, tokenizer: Tokenizer | None, texts: Calla
     if tokenizer is None:
         sentinels = sentinels_needed(name, run.model, run.data)
         tokenizer = make_tokenizer(run.data.tokenizer, run.data.tokenizer_size, texts, sentinels)
-    size = run.model.vocab_size or tokenizer.size
-    if size < tokenizer.size:
-        raise InputError(f"model.vocab_size={size} is smaller than the tokenizer's {tokenizer.size} tokens.")
-    model = run.model.replace(vocab_size=size)
+    model = run.model.replace(vocab_size=run.model.vocab_size or tokenizer.size)
+    check_vocabulary(model, tokenizer)
     return dataclasses.replace(run, model=model, data=dataclasses.replace(run.data, objective=name)), tokenizer
+
+
+def _fingerprint(corpus: Corpus) -> str:
+    digest, characters = blake2b(digest_size=16), 0
+    for text in corpus.all_texts():
+        digest.update(text.encode() + b"\0")
+        characters += len(text)
+    return f"{len(corpus):,} {corpus.kind}, {characters:,} characters, {digest.hexdigest()}"
 
 
 def load_data(run: RunConfig, tokenizer: Tokenizer | None = None) -> Data:
@@ -142,12 +162,11 @@ def load_data(run: RunConfig, tokenizer: Tokenizer | None = None) -> Data:
             f"The training data makes {len(train)} rows, fewer than batch_size={run.batch_size}: too few examples for "
             "one batch. Lower --batch-size or --model.max-length, or give more data."
         )
-    digest = blake2b(digest_size=16)
-    for text in (*corpus.all_texts(), "\0", *held_out.all_texts()):
-        digest.update(text.encode())
-        digest.update(b"\0")
-    digest.update(repr(sorted(tokenizer.inner.get_vocab().items())).encode())
-    return Data(run, tokenizer, train, validation, held_out, digest.hexdigest(), report + more)
+    prints = {"data.train": _fingerprint(corpus), "data.validation": _fingerprint(held_out)}
+    prints["tokenizer"] = (
+        f"{tokenizer.size:,} tokens, {blake2b(tokenizer.to_json().encode(), digest_size=16).hexdigest()}"
+    )
+    return Data(run, tokenizer, train, validation, held_out, prints, report + more)
 
 
 def prompts_of(texts: list[str], config: RunConfig, tokenizer: Tokenizer) -> list[tuple[np.ndarray | None, np.ndarray]]:

@@ -2,17 +2,17 @@
 
 import dataclasses
 import glob
-import gzip
 import json
 import os
 import sysconfig
-import zlib
 from collections.abc import Iterator
 from hashlib import blake2b
 from pathlib import Path
 
+from transformer_jax.config_checks import shown
 from transformer_jax.data import dates
 from transformer_jax.errors import InputError
+from transformer_jax.files import decode, read_whole
 
 FOLDER_FILES = (".txt", ".jsonl")
 
@@ -74,26 +74,15 @@ Corpus = Texts | Pairs
 
 
 def read_text(path: Path) -> str:
-    """A file's text, unpacked where its name ends in .gz, without a byte order mark and with plain line ends."""
-    raw = b""
-    try:
-        raw = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
-        text = raw.decode("utf-8").removeprefix("\ufeff")
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such file.") from None
-    except PermissionError:
-        raise InputError(f"{path}: no permission to read it.") from None
-    except UnicodeDecodeError as error:
-        line = raw.count(b"\n", 0, error.start) + 1
-        raise InputError(
-            f"{path}: byte {error.start} (line {line}) is not valid UTF-8: found 0x{raw[error.start]:02x}. Convert the "
-            "file to UTF-8 first."
-        ) from None
-    except (OSError, EOFError, zlib.error) as error:
-        raise InputError(f"{path}: cannot be read ({error}).") from None
+    """A file's text, unpacked where its name ends in .gz, without a byte order mark and with plain line ends.
+
+    Raises:
+        InputError: as `read_whole` and `decode`; or there is no text in it.
+    """
+    text = decode(path, read_whole(path))
     if not text.strip():
         raise InputError(f"{path}: the file is empty." if not text else f"{path}: only blank lines, no text.")
-    return text.replace("\r\n", "\n")
+    return text
 
 
 def read_lines(path: Path) -> list[str]:
@@ -114,30 +103,43 @@ def _records(path: Path) -> Iterator[tuple[str, dict[str, str]]]:
             continue
         try:
             record = json.loads(line)
-        except (json.JSONDecodeError, RecursionError) as error:
+        except (ValueError, RecursionError) as error:  # also a number of thousands of digits
             raise InputError(f"{place}: not a JSON object ({error}).") from None
         if not isinstance(record, dict) or not ("text" in record or {"source", "target"} <= record.keys()):
-            raise InputError(f"{place}: expected an object with `text`, or with `source` and `target`; got {line[:80]}")
+            raise InputError(
+                f"{place}: expected an object with `text`, or with `source` and `target`; got {line[:80]!r}"
+            )
         for field in ("text", "source", "target"):
             value = record.get(field, "")
             if not isinstance(value, str):
-                raise InputError(f"{place}: field {field!r} must be a string; got {value!r}.")
-            if any("\ud800" <= letter <= "\udfff" for letter in value):
-                raise InputError(f"{place}: field {field!r} holds a lone surrogate, which UTF-8 cannot hold.")
+                raise InputError(f"{place}: field {field!r} must be a string; got {shown(value)}.")
+            try:
+                value.encode()
+            except UnicodeEncodeError:
+                raise InputError(f"{place}: field {field!r} holds a lone surrogate, which UTF-8 cannot hold.") from None
         yield place, record
+
+
+def _pairs(name: object, sources: list[str], targets: list[str], places: list[str]) -> Pairs:
+    for texts, what in ((sources, "source"), (targets, "target")):
+        if not any(text.strip() for text in texts):
+            raise InputError(f"{name}: only blank {what}s, nothing to learn from.")
+    return Pairs(sources, targets, places)
 
 
 def _read_jsonl(path: Path) -> Corpus:
     records = list(_records(path))
-    if not any(value.strip() for _, record in records for value in record.values() if isinstance(value, str)):
-        raise InputError(f"{path}: only blank texts, nothing to learn from.")
     fields = [{"source", "target"} <= record.keys() for _, record in records]
     if len(set(fields)) > 1:
         odd = records[fields.index(not fields[0])][0]
         raise InputError(f"{odd}: has other fields than the lines before; a file holds texts, or pairs, not both.")
-    if not fields[0]:
-        return Texts([record["text"] for _, record in records])
-    return Pairs([r["source"] for _, r in records], [r["target"] for _, r in records], [place for place, _ in records])
+    if fields[0]:
+        sources, targets = ([record[name] for _, record in records] for name in ("source", "target"))
+        return _pairs(path, sources, targets, [place for place, _ in records])
+    documents = [record["text"] for _, record in records]
+    if not any(text.strip() for text in documents):
+        raise InputError(f"{path}: only blank texts, nothing to learn from.")
+    return Texts(documents)
 
 
 def _read_tsv(path: Path) -> Pairs:
@@ -146,7 +148,7 @@ def _read_tsv(path: Path) -> Pairs:
         if len(row) != 2:
             raise InputError(f"{path}, line {number}: expected source, one tab, target; got {len(row)} fields.")
     places = [f"{path}, line {number}" for number in range(1, len(rows) + 1)]
-    return Pairs([row[0] for row in rows], [row[1] for row in rows], places)
+    return _pairs(path, [row[0] for row in rows], [row[1] for row in rows], places)
 
 
 def _read_parallel(first: Path, second: Path) -> Pairs:
@@ -178,6 +180,11 @@ def _files(path: str) -> list[Path]:
     return [Path(path)]
 
 
+def files_of(paths: tuple[str, ...]) -> list[Path]:
+    """The files that `read` reads."""
+    return [Path(path) for path in paths] if len(paths) == 2 else _files(paths[0])
+
+
 READERS = {".jsonl": _read_jsonl, ".tsv": _read_tsv}
 
 
@@ -192,9 +199,9 @@ def read(paths: tuple[str, ...]) -> Corpus:
         InputError: a file is missing, empty, unreadable, not UTF-8 or not what its name says; texts and pairs are
             mixed; two parallel files have unequal numbers of lines.
     """
+    files = files_of(paths)
     if len(paths) == 2:
-        return _read_parallel(Path(paths[0]), Path(paths[1]))
-    files = _files(paths[0])
+        return _read_parallel(*files)
     parts = [_read_one(path) for path in files]
     texts, pairs = [p for p in parts if isinstance(p, Texts)], [p for p in parts if isinstance(p, Pairs)]
     if texts and pairs:

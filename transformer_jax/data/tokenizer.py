@@ -1,9 +1,10 @@
 """Text <-> token ids, by the `tokenizers` library: trained on the spot, or read from a `tokenizer.json`."""
 
-import json
+import contextlib
 import os
 import re
-from collections.abc import Callable, Iterable, Sequence
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from transformer_jax.config_checks import nearest
 from transformer_jax.errors import InputError
+from transformer_jax.files import decode, read_whole
 
 # The roles that the data and decoding need, and the names that published tokenizers give them.
 ROLES = {
@@ -23,6 +25,37 @@ ROLES = {
 }
 SPECIAL = [names[0] for names in ROLES.values()]
 SENTINEL = re.compile(r"(<extra_id_\d+>)")
+
+
+MOST_BYTES = 2**26  # of a tokenizer.json: the largest published ones have 2^25
+UNSEEN = "\ue000\U0010fffd"  # letters for private use, which no tokenizer has
+
+
+@contextlib.contextmanager
+def _hushed() -> Iterator[None]:
+    """Nothing reaches the process's stderr: the `tokenizers` library prints its panics there."""
+    if sys.__stderr__ is None:  # closed, and its number may be another file's
+        yield
+        return
+    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nowhere, 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)
+
+
+@contextlib.contextmanager
+def _library(complaint: str) -> Iterator[None]:
+    """What the library raises, bare Exceptions and panics that are none, as InputError."""
+    try:
+        yield
+    except BaseException as error:
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        raise InputError(f"{complaint} ({' '.join(str(error).split())[:300]}).") from None
 
 
 class Tokenizer:
@@ -56,7 +89,9 @@ class Tokenizer:
 
     def encode(self, texts: Sequence[str]) -> list[np.ndarray]:
         """int32 ids of each text, no special tokens added or recognised."""
-        return [np.asarray(e.ids, np.int32) for e in self.inner.encode_batch(list(texts), add_special_tokens=False)]
+        with _library("the tokenizer cannot encode a text"):
+            encodings = self.inner.encode_batch(list(texts), add_special_tokens=False)
+        return [np.asarray(encoding.ids, np.int32) for encoding in encodings]
 
     def encode_with_sentinels(self, text: str) -> np.ndarray:
         """As `encode`, of one text in which <extra_id_N> stands for itself."""
@@ -81,25 +116,32 @@ class Tokenizer:
         return self.inner.to_str(pretty=True)
 
 
-def tokenizer_of(text: str, sentinels: int = 0) -> Tokenizer:
-    """The tokenizer that `to_json` wrote."""
-    return Tokenizer(tk.Tokenizer.from_str(text), sentinels)
+def tokenizer_of(text: str, sentinels: int = 0, name: str = "tokenizer.json") -> Tokenizer:
+    """The tokenizer that `to_json` wrote; `name` is for messages.
+
+    Raises:
+        InputError: it is none, most of its ids have no token, or it cannot encode every text.
+    """
+    with _library(f"{name}: not a tokenizer.json that can be used"), _hushed():
+        inner = tk.Tokenizer.from_str(text)
+        ids = list(inner.get_vocab(with_added_tokens=True).values())
+        if len(set(ids)) < len(ids):
+            raise ValueError("two tokens have the same id")
+        if max(ids, default=0) >= 2 * len(ids):
+            raise ValueError(f"{len(ids):,} tokens have ids up to {max(ids):,}: most ids are of no token")
+        tokenizer = Tokenizer(inner, sentinels)
+        tokenizer.decode(tokenizer.encode([UNSEEN])[0])
+    return tokenizer
 
 
 def load_tokenizer(path: str | os.PathLike[str], sentinels: int = 0) -> Tokenizer:
     """The tokenizer in a `tokenizer.json`.
 
     Raises:
-        InputError: the file is missing or is no tokenizer.
+        InputError: the file is missing or is no tokenizer that can be used.
     """
-    try:
-        text = Path(path).read_text("utf-8")
-        json.loads(text)
-        return tokenizer_of(text, sentinels)
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: cannot be read ({error}).") from None
-    except Exception as error:  # the library raises bare Exception for a file that is JSON and no tokenizer
-        raise InputError(f"{path}: not a tokenizer.json ({error}).") from None
+    name = os.fspath(path)
+    return tokenizer_of(decode(name, read_whole(name, MOST_BYTES)), sentinels, name)
 
 
 def _byte_alphabet() -> list[str]:
@@ -133,10 +175,8 @@ def _unigram(texts: Iterable[str], size: int) -> tk.Tokenizer:
     trainer = trainers.UnigramTrainer(
         vocab_size=size - len(SPECIAL) + 1, special_tokens=["<unk>"], unk_token="<unk>", show_progress=False
     )
-    try:
+    with _library(f"data.tokenizer_size={size} is too small for unigram"):
         inner.train_from_iterator(texts, trainer)
-    except Exception as error:  # the library raises bare Exception
-        raise InputError(f"data.tokenizer_size={size} is too small for unigram: {error}") from None
     return inner
 
 

@@ -13,7 +13,7 @@ from transformer_jax.config import ModelConfig
 from transformer_jax.model.attention import CROSS_POSITIONS, Attention, KeyValue, Sight, sees, soft_cap
 from transformer_jax.model.cache import Cache, write
 from transformer_jax.model.experts import Experts
-from transformer_jax.model.layers import Dropout, Einsum, Embedding, FeedForward, Norm, Residual, dtype_of
+from transformer_jax.model.layers import Dropout, Einsum, Embedding, FeedForward, Norm, Residual, dtype_of, linear
 from transformer_jax.model.positions import POSITIONS
 from transformer_jax.tokens import Tokens
 
@@ -128,7 +128,7 @@ class Round(nn.Module):
 
 def scanned(length: int) -> Any:
     """A Round that is repeated so often with parameters of its own each time."""
-    each, same = {"params": 0, "sums": 0}, nn.broadcast
+    each, same = {"params": 0, "sums": 0, "nonfinite": 0}, nn.broadcast
     keys = {"params": True, "dropout": True}
     over = {"__call__": (0, 0, same), "remember": (same, same)}
     methods = {
@@ -254,7 +254,10 @@ class Transformer(nn.Module):
         if config.scale_logits:
             x_BTD *= jnp.asarray(config.d_model**-0.5, x_BTD.dtype)
         kind = jnp.promote_types(dtype_of(config), jnp.float32)
-        logits_BTV = self.embedding.attend(x_BTD) if config.tie_embeddings else self.output(x_BTD).astype(kind)
+        if config.tie_embeddings:
+            logits_BTV = self.embedding.attend(x_BTD)
+        else:
+            logits_BTV = linear(x_BTD, (self.output.spec, self.output.w), dtype=kind)[0]
         return soft_cap(logits_BTV, config.logits_softcap), cache
 
     def __call__(self, target: Tokens, source: Tokens | None = None) -> Array:

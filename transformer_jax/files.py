@@ -1,0 +1,154 @@
+"""Files in, whole and within a limit; files out, whole or not at all. Every complaint names the file."""
+
+import contextlib
+import gzip
+import os
+import shutil
+import stat
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Protocol
+
+from transformer_jax import host
+from transformer_jax.errors import InputError, StorageError
+
+RATIO, UNPACKED = 200, 2**28  # what a .gz may unpack to: text packs 3 to 20 times, a file made to do harm up to 1032
+CHUNK = 2**24
+
+
+def most_bytes() -> int:
+    """Bytes that a file of data may have: a quarter of the machine's memory, as all of a text is held at once."""
+    return (host.memory() or 2**36) // 4
+
+
+class Readable(Protocol):
+    """An open file, a pipe, or what unpacks one."""
+
+    def read(self, size: int, /) -> bytes: ...
+
+
+def _chunks(file: Readable) -> Iterator[bytes]:
+    return iter(lambda: file.read(CHUNK), b"")
+
+
+def _gather(name: str, chunks: Iterator[bytes], most: int, packed: int | None) -> bytearray:
+    found = bytearray()
+    for chunk in chunks:
+        found += chunk
+        if packed is not None and len(found) > max(UNPACKED, RATIO * packed):
+            raise InputError(
+                f"{name}: its {packed:,} bytes unpack to {len(found):,} and more, beyond the limit of {RATIO} times as "
+                "many. Unpack it first where it is meant."
+            )
+        if len(found) > most:
+            raise InputError(f"{name}: larger than {most:,} bytes, the limit for it on this machine.")
+    return found
+
+
+@contextlib.contextmanager
+def reading(name: str | Path) -> Iterator[None]:
+    """What goes wrong while a file is read, as one message with its name.
+
+    Raises:
+        InputError: in place of any error of the system or of gzip.
+    """
+    try:
+        yield
+    except InputError:
+        raise
+    except FileNotFoundError:
+        raise InputError(f"{name}: no such file.") from None
+    except PermissionError:
+        raise InputError(f"{name}: no permission to read it.") from None
+    except OSError as error:
+        raise InputError(f"{name}: cannot be read ({error.strerror or error}).") from None
+    except (EOFError, ValueError, zlib.error) as error:  # a path may hold what no name of a file can
+        raise InputError(f"{name}: cannot be read ({error}).") from None
+
+
+def read_stream(name: str, file: Readable) -> bytearray:
+    """All of an open file or pipe, such as stdin.
+
+    Raises:
+        InputError: it cannot be read, or is larger than memory allows.
+    """
+    with reading(name):
+        return _gather(name, _chunks(file), most_bytes(), None)
+
+
+def read_whole(path: str | Path, most: int | None = None) -> bytearray:
+    """A file's bytes, unpacked where its name ends in .gz: `most` of them, or as many as memory allows.
+
+    Raises:
+        InputError: it is missing, is no file or pipe, cannot be read or unpacked, or is too large.
+    """
+    most = most_bytes() if most is None else most
+    with reading(path):
+        about = os.stat(path)
+        if not stat.S_ISREG(about.st_mode) and not stat.S_ISFIFO(about.st_mode):
+            what = "folder" if stat.S_ISDIR(about.st_mode) else "device"
+            raise InputError(f"{path}: cannot be read (it is a {what}, not a file).")
+        with open(path, "rb") as file:
+            if not str(path).endswith(".gz"):
+                return _gather(str(path), _chunks(file), most, None)
+            with gzip.GzipFile(fileobj=file) as unpacked:
+                return _gather(str(path), _chunks(unpacked), most, about.st_size)
+
+
+def decode(name: str | Path, raw: bytes | bytearray) -> str:
+    """UTF-8 bytes as text, without a byte order mark and with plain line ends.
+
+    Raises:
+        InputError: they are not UTF-8; the message says in which line.
+    """
+    try:
+        return raw.decode("utf-8").removeprefix("\ufeff").replace("\r\n", "\n")
+    except UnicodeDecodeError as error:
+        line = raw.count(b"\n", 0, error.start) + 1
+        raise InputError(
+            f"{name}: byte {error.start} (line {line}) is not valid UTF-8: found 0x{raw[error.start]:02x}. Convert it "
+            "to UTF-8 first."
+        ) from None
+
+
+def check_output(path: Path | None, flag: str, *read: str | Path) -> None:
+    """Before any work is done for an output: it can be written, and is none of the files that are read.
+
+    Raises:
+        InputError: it cannot, or it is.
+    """
+    if path is None:
+        return
+    folder = os.path.dirname(os.path.realpath(path))
+    if path.is_dir():
+        raise InputError(f"{flag} {path}: cannot be written (it is a folder).")
+    if not os.path.isdir(folder):
+        raise InputError(f"{flag} {path}: cannot be written (there is no folder {folder}).")
+    if not os.access(path if path.exists() else folder, os.W_OK):
+        raise InputError(f"{flag} {path}: cannot be written (no permission).")
+    for other in read:
+        if path.exists() and os.path.exists(other) and os.path.samefile(path, other):
+            raise InputError(f"{flag} {path}: is also what is read ({other}), and would be lost.")
+
+
+def write_output(path: Path, flag: str, text: str) -> None:
+    """Writes a file whole, under another name first, so that a failure leaves what was there. A device is written to.
+
+    Raises:
+        StorageError: the disk is full, or refuses it.
+    """
+    target = Path(os.path.realpath(path))  # a link stays one
+    temporary = target.with_name(f".transformer-jax-{os.getpid()}.tmp")
+    try:
+        if target.exists() and not target.is_file():
+            target.write_text(text, "utf-8")
+            return
+        temporary.write_text(text, "utf-8")
+        if target.exists():
+            shutil.copymode(target, temporary)
+        temporary.replace(target)
+    except OSError as error:
+        raise StorageError(f"{flag} {path}: cannot be written ({error.strerror}).") from None
+    finally:
+        temporary.unlink(missing_ok=True)

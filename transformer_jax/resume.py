@@ -1,0 +1,100 @@
+"""What a run's folder holds against what the command asks for: the same run goes on, another one is refused."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+from transformer_jax import job
+from transformer_jax.checkpoint import Checkpoints, Rejected, facts_of
+from transformer_jax.config import RunConfig
+from transformer_jax.config_file import differences, read_config
+from transformer_jax.data.load import Data, load_data
+from transformer_jax.data.tokenizer import TRAINERS, Tokenizer, load_tokenizer, tokenizer_of
+from transformer_jax.errors import InputError
+from transformer_jax.run import CONFIG, TOKENIZER
+from transformer_jax.workdir import write_whole
+
+
+class Found(NamedTuple):
+    """Where a run begins.
+
+    Attributes:
+        data: all that it reads, with its settings filled in.
+        step: the checkpoint to go on from, None at the very start.
+        rejected: damaged checkpoints that were set aside.
+        changes: what differs from the run in the folder, and was accepted.
+    """
+
+    data: Data
+    step: int | None
+    rejected: list[Rejected]
+    changes: list[str]
+
+
+def find_run(run: RunConfig, folder: Path, checkpoints: Checkpoints) -> Found:
+    """The run that is in a folder, if any, and its data.
+
+    The newest sound checkpoint says what the run is; before there is one, the folder's own papers do.
+
+    Raises:
+        InputError: the run there has another config, data or tokenizer, and `accept_changes` is not set; or the data
+            cannot be used.
+        CheckpointError: there are checkpoints and none is sound.
+    """
+    step, rejected = checkpoints.open()
+    unit = folder if step is None else checkpoints.unit(step)
+    before = read_config(unit / CONFIG) if (unit / CONFIG).exists() else None
+    data = read_together(run, _tokenizer(run, before, folder, unit))
+    changes = differences(before, data.config) if before else []
+    if step is not None:
+        was = facts_of(unit).get("data", {})
+        changes += [
+            f"{name}: {was[name]} -> {data.fingerprint[name]}" for name in was if was[name] != data.fingerprint[name]
+        ]
+    if changes and not run.accept_changes:
+        raise InputError(
+            f"{folder} holds a run with another config, data or tokenizer: {'; '.join(changes)}. Give another "
+            "--workdir, remove this one to start over, or go on all the same with --accept-changes True."
+        )
+    return Found(data, step, rejected, changes)
+
+
+def _tokenizer(run: RunConfig, before: RunConfig | None, folder: Path, unit: Path) -> Tokenizer | None:
+    """The tokenizer of the run in the folder; None where it has to be made, or read from the user's file, anew.
+
+    The folder's own comes first: where it is not the checkpoint's, it was changed.
+    """
+    same = before is not None and before.data.tokenizer == run.data.tokenizer
+    if not same or (run.data.tokenizer not in TRAINERS and Path(run.data.tokenizer).exists()):
+        return None
+    return load_tokenizer((folder if (folder / TOKENIZER).exists() else unit) / TOKENIZER)
+
+
+def read_together(run: RunConfig, tokenizer: Tokenizer | None) -> Data:
+    """The run's data. Of several processes the first makes the tokenizer, and all must read the same."""
+    if job.count() == 1:
+        return load_data(run, tokenizer)
+    data = load_data(run, tokenizer) if job.is_first() else None
+    text = job.shared(data.tokenizer.to_json() if data else None)
+    data = data or load_data(run, tokenizer or tokenizer_of(text))
+    job.check_same("The data", json.dumps(data.fingerprint))
+    return data
+
+
+def write_papers(folder: Path, papers: Mapping[str, str]) -> None:
+    """Writes the run's papers, the config last: where it is, the others are.
+
+    Raises:
+        InputError: this process does not see what the first one wrote.
+    """
+    for name, text in papers.items() if job.is_first() else ():
+        path = folder / name
+        if not path.exists() or path.read_text("utf-8") != text:
+            write_whole(path, text)
+    job.wait("papers written")
+    if not (folder / CONFIG).exists():
+        raise InputError(
+            f"--workdir {folder}: process {job.number()} does not see what process 0 wrote there; all processes need "
+            "one shared folder."
+        )
