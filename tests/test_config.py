@@ -230,7 +230,7 @@ def test_impossible_meshes_are_refused(mesh):
 )
 def test_a_time_is_its_seconds(text, seconds):
     """Hours, minutes and seconds; none is for ever."""
-    assert RunConfig(stop_after=text).stop_seconds == seconds
+    assert RunConfig(stop_after=text).seconds("stop_after") == seconds
 
 
 @pytest.mark.parametrize("text", ["90", "h", "3h50", "3x", "-5m", "0s", "soon", "1h m", ".s", "1..5h", "5m garbage"])

@@ -156,13 +156,19 @@ def test_padding_is_no_padding(label):
 
 @every_variant
 def test_packed_documents_are_alone(config):
-    """Two documents in a row are as each by itself, and do not change, to the last bit, with the other."""
+    """Two documents in a row are as each by itself, and do not change, to the last bit, with the other.
+
+    But of experts with a capacity: which of their places a token takes depends on the row, and so does its rounding.
+    """
     first, second, third = (1, 0, 1), (10, 7, 2), (1, 0, 3)
     packed = forward(config, *rows(config, first, second))
     assert_close(packed[:, 1:9], forward(config, *rows(config, first))[:, 1:9], config)
     assert_close(packed[:, 10:], forward(config, *rows(config, second))[:, 10:], config)
     changed = forward(config, *rows(config, third, second))
-    np.testing.assert_array_equal(changed[:, 10:], packed[:, 10:])
+    if config.expert_capacity:
+        assert_close(changed[:, 10:], packed[:, 10:], config)
+    else:
+        np.testing.assert_array_equal(changed[:, 10:], packed[:, 10:])
     assert (changed != packed)[:, 1:9].any()
 
 

@@ -88,7 +88,7 @@ def assert_trees(check, left, right):
 
 
 @every_mode
-@pytest.mark.parametrize("count", [2, 4])
+@pytest.mark.parametrize("count", [2, pytest.param(4, marks=pytest.mark.slow)])
 def test_microbatches_add_up_to_the_batch(mode, count):
     """Two steps with momentum, of rows with unequal numbers of tokens, one of them empty: parameters to 1e-6."""
     config = still("plain", mode)
@@ -151,8 +151,11 @@ def test_the_step_is_the_gradient_of_the_mean(mode):
 # --- derivatives
 
 
-@every_mode
-@pytest.mark.parametrize("label", ["rope-gqa", "learned-post", "t5-cross"])
+QUICK = [("rope-gqa", "encoder-decoder"), ("learned-post", "decoder-only"), ("t5-cross", "decoder-only")]
+REST = [("rope-gqa", "decoder-only"), ("learned-post", "encoder-decoder"), ("t5-cross", "encoder-decoder")]
+
+
+@pytest.mark.parametrize(("label", "mode"), [*QUICK, *(pytest.param(*row, marks=pytest.mark.slow) for row in REST)])
 def test_gradients_are_finite_differences(label, mode):
     """In float64, of every array along a random direction: central differences to 1e-5, with dropout's key kept."""
     with jax.enable_x64(True):

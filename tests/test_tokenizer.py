@@ -192,10 +192,10 @@ def test_an_unknown_kind_gets_the_nearest():
 
 
 BROKEN = {
-    "missing": (None, "cannot be read"),
+    "missing": (None, "no such file"),
     "empty": (b"", "not a tokenizer.json"),
     "cut": (MADE["char"].to_json().encode()[:-20], "not a tokenizer.json"),
-    "not UTF-8": (b'{"\xff": 1}', "cannot be read"),
+    "not UTF-8": (b'{"\xff": 1}', r"byte 2 \(line 1\) is not valid UTF-8"),
     "another JSON": (json.dumps({"a": 1}).encode(), "not a tokenizer.json"),
     "a list": (b"[]", "not a tokenizer.json"),
     "a number": (b"5", "not a tokenizer.json"),

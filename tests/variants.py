@@ -190,7 +190,8 @@ def variables(config: ModelConfig) -> dict[str, Any]:
 
 def jit(function):
     """`jax.jit`, half as long to compile."""
-    return jax.jit(function, compiler_options={"xla_backend_optimization_level": 0})
+    options = {"xla_backend_optimization_level": 0, "xla_cpu_parallel_codegen_split_count": 1}
+    return jax.jit(function, compiler_options=options)
 
 
 @functools.cache
