@@ -1,8 +1,8 @@
 """What hashing costs: `python scripts/measure_checkpoints.py [--megabytes 500] [--folder DIR]`.
 
 Saves and restores a state of that size a few times and prints, as medians, how long training is held up by a save, how
-long the save takes behind it, how much of that is the manifest's, and how much of a restore is its check. The last
-column is a share of the whole.
+long the save takes behind it, how much of that is the manifest's, how long a check of every hash takes, and how long a
+start waits for it, which reads its data meanwhile (the embedded dates). The last column is a share of save and restore.
 """
 
 import argparse
@@ -20,6 +20,8 @@ import optax
 from transformer_jax import checkpoint
 from transformer_jax.checkpoint import Checkpoints, find, restore
 from transformer_jax.config import CheckpointConfig
+from transformer_jax.data.load import load_data
+from transformer_jax.recipes import find_recipe
 from transformer_jax.step import TrainState
 
 
@@ -52,7 +54,9 @@ def main() -> None:
     parser.add_argument("--folder", default=None)
     args = parser.parse_args()
     state = jax.block_until_ready(state_of(args.megabytes))
-    times: dict[str, list[float]] = {name: [] for name in ("held", "save", "seal", "check", "restore")}
+    times: dict[str, list[float]] = {name: [] for name in ("held", "save", "seal", "check", "data", "open", "restore")}
+    dates = find_recipe("dates")
+    read = timed(times["data"], lambda _: load_data(dates, None))
     seal = timed(times["seal"], checkpoint.seal)
     for repeat in range(args.repeats):
         with tempfile.TemporaryDirectory(dir=args.folder) as folder, mock.patch.object(checkpoint, "seal", seal):
@@ -65,18 +69,23 @@ def main() -> None:
                 assert not checkpoints.failures()
             times["save"].append(time.perf_counter() - began)
             step, _ = timed(times["check"], find)(Path(folder))
+            with Checkpoints(Path(folder), CheckpointConfig()) as checkpoints:
+                timed(times["open"], checkpoints.open)(read)
             template = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), state)
             again = timed(times["restore"], restore)(Path(folder) / str(step), template)
             assert all(jax.tree.leaves(jax.tree.map(lambda x, y: jnp.array_equal(x, y), again, state)))
+    times["wait"] = [both - alone for both, alone in zip(times["open"], times["data"], strict=True)]
     middle = {name: statistics.median(values) for name, values in times.items()}
-    whole = middle["save"] + middle["check"] + middle["restore"]
+    whole = middle["save"] + middle["restore"]
     size = sum(leaf.nbytes for leaf in jax.tree.leaves(state)) / 1e6
     print(f"| {size:,.0f} MB, {args.repeats} times | seconds | share |\n| --- | --- | --- |")
     for name, text in {
         "held": "training waits for a save",
         "save": "a save, all of it (beside training)",
         "seal": "of that the manifest: syncing and hashing (beside training)",
-        "check": "a restore: checking every hash",
+        "check": "a check of every hash, by itself",
+        "data": "a start: reading its data (the hashes are checked meanwhile)",
+        "wait": "a start: waiting for the check after that",
         "restore": "a restore: reading the arrays",
     }.items():
         print(f"| {text} | {middle[name]:.2f} | {middle[name] / whole:.0%} |")

@@ -181,6 +181,17 @@ def test_without_a_sound_one_nothing_starts_over(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["10.damaged", "5.damaged"]
 
 
+def test_papers_are_known_to_be_sound_before_they_are_read(tmp_path):
+    """Arrays are hashed beside the reading, which is done again with an older step where they are damaged."""
+    save(tmp_path, 5, 10, 15, keep=3)
+    flip(tmp_path / "15" / "config.json")
+    flip(payload(tmp_path / "10"))
+    seen = []
+    with Checkpoints(tmp_path, CheckpointConfig()) as checkpoints:
+        found, rejected = checkpoints.open(lambda step: seen.append(step) or f"read {step}")
+    assert (found, seen, [each.step for each in rejected]) == ("read 5", [10, 5], [15, 10])
+
+
 def test_a_second_damage_of_a_step_has_a_name_of_its_own(tmp_path):
     for _ in range(2):
         save(tmp_path, 5, 10)

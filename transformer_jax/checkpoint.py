@@ -20,7 +20,7 @@ import logging
 import re
 import shutil
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -68,11 +68,14 @@ def steps_in(folder: Path) -> list[int]:
     return sorted(int(name) for name in names if STEP.fullmatch(name))
 
 
-def find(folder: Path) -> tuple[int | None, list[Rejected]]:
-    """The newest step whose checkpoint is sound, None where there is none, and what was rejected on the way to it."""
+def find(folder: Path, hashed: Callable[[str], bool] = lambda _: True) -> tuple[int | None, list[Rejected]]:
+    """The newest step whose checkpoint is sound, None where there is none, and what was rejected on the way to it.
+
+    Of its files those are hashed whose names `hashed` picks.
+    """
     rejected: list[Rejected] = []
     for step in reversed(steps_in(folder)):
-        reason = _flaw(folder, step)
+        reason = _flaw(folder, step, hashed)
         if not reason:
             return step, rejected
         if (folder / str(step)).exists():  # else a run that goes on has just deleted it
@@ -80,9 +83,17 @@ def find(folder: Path) -> tuple[int | None, list[Rejected]]:
     return None, rejected
 
 
-def _flaw(folder: Path, step: int) -> str:
+def _is_paper(name: str) -> bool:
+    return not name.startswith(f"{STATE}/")
+
+
+def _is_array(name: str) -> bool:
+    return not _is_paper(name)
+
+
+def _flaw(folder: Path, step: int, hashed: Callable[[str], bool] = lambda _: True) -> str:
     unit = folder / str(step)
-    if reason := damage(unit):
+    if reason := damage(unit, hashed):
         return reason
     found = facts_of(unit).get("step")
     return "" if found == step else f"it is the checkpoint of step {found} under another name"
@@ -245,30 +256,52 @@ class Checkpoints:
         """The folder of a step's checkpoint."""
         return self.folder / str(step)
 
-    def open(self) -> tuple[int | None, list[Rejected]]:
-        """The newest sound step, None at the very start, and what was set aside because it is damaged.
+    def open(self, read: Callable[[int | None], Any] = lambda step: step) -> tuple[Any, list[Rejected]]:
+        """What `read` makes of the newest sound step, None at the very start, and what was set aside as damaged.
 
-        What was left half written or half deleted is removed.
+        Large files are hashed while it reads; it is called again with an older step where they turn out damaged. The
+        run's papers are known to be sound before. What was left half written or half deleted is removed.
 
         Raises:
             CheckpointError: there are checkpoints and none is sound.
         """
-        found = job.shared(json.dumps(self._open()) if job.is_first() else None)
-        step, rejected, self._best, error = json.loads(found)
-        if error:
-            raise CheckpointError(error)
-        return step, [Rejected(*each) for each in rejected]
+        rejected: list[Rejected] = []
+        if job.is_first():
+            self._clean()
+        while True:
+            step, more, self._best, error = self._shared(lambda: self._newest(rejected))
+            rejected.extend(Rejected(*each) for each in more)
+            if error:
+                raise CheckpointError(error)
+            if step is None:
+                return read(None), rejected
+            hashing = self._thread.submit(damage, self.unit(step), _is_array) if job.is_first() else Future[str]()
+            found = read(step)
+            reason = self._shared(hashing.result)
+            if not reason:
+                return found, rejected
+            rejected.append(Rejected(step, reason))
+            if job.is_first():
+                self._set_aside(step)
 
-    def _open(self) -> tuple[int | None, list[Rejected], float | None, str]:
+    @staticmethod
+    def _shared(find: Callable[[], Any]) -> Any:
+        """What the first of several processes finds."""
+        return json.loads(job.shared(json.dumps(find()) if job.is_first() else None))
+
+    def _clean(self) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
         for path in self.folder.iterdir():
             if STEP.fullmatch(path.stem) and path.suffix in (UNFINISHED, OLD):
                 shutil.rmtree(path)
-        step, rejected = find(self.folder)
+
+    def _newest(self, before: list[Rejected]) -> tuple[int | None, list[Rejected], float | None, str]:
+        """The newest step whose papers are sound, what was set aside, the best score; or why there is none."""
+        step, rejected = find(self.folder, _is_paper)
         for each in rejected:
             self._set_aside(each.step)
         if step is None and any(self.folder.glob(f"*{DAMAGED}*")):
-            return None, [], None, str(nothing_left(self.folder, rejected))
+            return None, [], None, str(nothing_left(self.folder, before + rejected))
         best = best_step(self.folder, self._config.best) if self._config.best in METRICS else None
         return step, rejected, None if best is None else score_of(self.unit(best), self._config.best), ""
 

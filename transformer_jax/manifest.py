@@ -10,6 +10,7 @@ spaces, a name, a line feed; and every file of the folder has one.
 import hashlib
 import os
 import re
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -64,10 +65,11 @@ def seal(folder: Path) -> None:
     sync(folder)
 
 
-def damage(folder: Path) -> str:
+def damage(folder: Path, hashed: Callable[[str], bool] = lambda _: True) -> str:
     """What is wrong with a sealed folder, in a few words; `""` where every file is as it was.
 
-    Files whose names begin with a dot and that the manifest does not name are a desktop's and are passed over.
+    Names are checked of all files, hashes of those whose names `hashed` picks. Files whose names begin with a dot and
+    that the manifest does not name are a desktop's and are passed over.
     """
     if folder.is_symlink() or not folder.is_dir():
         return "is not a folder of its own"
@@ -85,9 +87,10 @@ def damage(folder: Path) -> str:
         for name in wanted:
             if (folder / name).is_symlink() or not (folder / name).is_file():
                 return f"{name} is not a plain file"
+        names = [name for name in wanted if hashed(name)]
         with ThreadPoolExecutor(THREADS) as pool:
-            digests = pool.map(lambda name: _digest(folder / name), wanted)
-            changed = [name for name, digest in zip(wanted, digests, strict=True) if digest != wanted[name]]
+            digests = pool.map(lambda name: _digest(folder / name), names)
+            changed = [name for name, digest in zip(names, digests, strict=True) if digest != wanted[name]]
     except FileNotFoundError as error:
         return f"{Path(error.filename).name} is missing"
     except (OSError, UnicodeDecodeError) as error:

@@ -42,10 +42,13 @@ def find_run(run: RunConfig, folder: Path, checkpoints: Checkpoints) -> Found:
             cannot be used.
         CheckpointError: there are checkpoints and none is sound.
     """
-    step, rejected = checkpoints.open()
-    unit = folder if step is None else checkpoints.unit(step)
-    before = read_config(unit / CONFIG) if (unit / CONFIG).exists() else None
-    data = read_together(run, _tokenizer(run, before, folder, unit))
+
+    def read(step: int | None) -> tuple[int | None, Path, RunConfig | None, Data]:
+        unit = folder if step is None else checkpoints.unit(step)
+        before = read_config(unit / CONFIG) if (unit / CONFIG).exists() else None
+        return step, unit, before, read_together(run, _tokenizer(run, before, folder, unit))
+
+    (step, unit, before, data), rejected = checkpoints.open(read)
     changes = differences(before, data.config) if before else []
     if step is not None:
         was = facts_of(unit).get("data", {})

@@ -142,10 +142,7 @@ def other_topologies(base: Path, mode: str) -> Tally:
             shutil.copytree(folder, base / "saved")
         else:
             shutil.copytree(base / "saved", folder)
-        unit = str(folder / "checkpoints" / str(stop))
-        environment = os.environ | world | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
-        command = [sys.executable, "-c", RESTORE, unit, "pairs", *parallel]
-        digests[name] = subprocess.run(command, env=environment, capture_output=True, text=True).stdout
+        digests[name] = _digest(folder / "checkpoints" / str(stop), parallel, world)
         status, err = train(folder, [*words, *parallel], **world)
         rows = [r for r in records(folder) if r.get("split") == "train" and r["step"] > stop]
         found[name] = {r["step"]: (r["batch_sha"], r["tokens"], r["loss"]) for r in rows}
@@ -157,6 +154,46 @@ def other_topologies(base: Path, mode: str) -> Tally:
             same = (sha, tokens) == one[:2] and abs(loss - one[2]) <= 1e-5 * abs(one[2])
             wrong += [] if same else [f"step {step}: {(sha, tokens, loss)} != {one}"]
         tally.add(f"{mode}: {name}", wrong[:3])
+    return tally
+
+
+def _digest(unit: Path, parallel: list[str], world: dict[str, str]) -> str:
+    """The digest of a checkpoint's state and its step, as a process in that world restores them."""
+    command = [sys.executable, "-c", RESTORE, str(unit), "pairs", *parallel]
+    environment = os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)} | world
+    return subprocess.run(command, env=environment, capture_output=True, text=True).stdout
+
+
+def other_platform(base: Path, mode: str) -> Tally:
+    """Saved on a CPU, gone on with on a GPU, and the other way round; nothing is tried where there is no GPU."""
+    data, tally = write_pairs(base / "pairs.tsv"), Tally()
+    words = [*flags(data, mode, steps=16), "--model.dropout-rate", "0"]
+    probe = [sys.executable, "-c", "import jax; print(jax.devices('cuda')[0].device_kind, jax.__version__)"]
+    gpu = subprocess.run(probe, capture_output=True, text=True)
+    if gpu.returncode:
+        return tally
+    tally.notes["on"] = "an {} with jax {}".format(*gpu.stdout.strip().rsplit(" ", 1))
+    platforms = ("cpu", "cuda")
+    # a GPU's own way to multiply float32 keeps 10 bits of each factor
+    worlds = {name: {"JAX_PLATFORMS": name, "JAX_DEFAULT_MATMUL_PRECISION": "highest"} for name in platforms}
+    for name, other in (platforms, platforms[::-1]):
+        saved, folder = base / f"saved-{name}", base / f"{name}-to-{other}"
+        status, err = train(saved, [*words, "--stop-at", "8"], **worlds[name])
+        assert status == 0, err
+        shutil.copytree(saved, folder)
+        digests = [_digest(saved / "checkpoints" / "8", [], world) for world in worlds.values()]
+        wrong = [] if digests[0] and digests[0] == digests[1] else [f"parameters differ: {digests}"]
+        found = {}
+        for where, world in ((saved, worlds[name]), (folder, worlds[other])):
+            status, err = train(where, words, **world)
+            wrong += [] if status == 0 else [err[-300:]]
+            rows = [r for r in records(where) if r.get("split") == "train" and r["step"] > 8]
+            found[where] = [(r["step"], r["batch_sha"], r["tokens"], r["loss"]) for r in rows]
+        wrong += [] if len(found[saved]) == len(found[folder]) == 8 else ["steps are missing"]
+        for one, two in zip(found[saved], found[folder]):
+            same = one[:3] == two[:3] and abs(one[3] - two[3]) <= 1e-5 * abs(one[3])
+            wrong += [] if same else [f"{two} != {one}"]
+        tally.add(f"{mode}: {name} to {other}", wrong[:3])
     return tally
 
 

@@ -22,6 +22,7 @@ from surroundings import (  # noqa: E402
     WORLDS,
     full_disk,
     full_tmpfs,
+    other_platform,
     other_topologies,
     other_worlds,
     soak,
@@ -72,6 +73,7 @@ def faults(quick: bool, minutes: float) -> dict[str, Callable[[Path], Tally]]:
         ),
         "other hash seed, locale, time zone, threads": both(lambda base, mode: other_worlds(base, mode, worlds)),
         "another number of devices, strategy or mesh": both(other_topologies),
+        "from a CPU to a GPU and back": both(other_platform),
         "a long run: memory, files, threads, speed": lambda base: soak(base, MODES[0], minutes),
     }
 
@@ -92,6 +94,9 @@ def main() -> None:
         began = time.monotonic()
         with tempfile.TemporaryDirectory() as folder:
             found = fault(Path(folder))
+        if not found.tried:
+            print(f"{name}: cannot be tried on this machine")
+            continue
         notes = "; ".join(f"{key} {value}" for key, value in found.notes.items())
         rows[name] = f"| {name} | {found.survived} / {found.tried} | {notes} | {time.monotonic() - began:.0f} s |"
         wrong += [f"{name}: {failure}" for failure in found.failures]
