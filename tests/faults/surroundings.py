@@ -199,7 +199,7 @@ def other_platform(base: Path, mode: str) -> Tally:
 
 def soak(base: Path, mode: str, minutes: float) -> Tally:
     """A long run: resident memory, open files and threads do not grow, steps do not get slower."""
-    words, tally = flags(write_pairs(base / "pairs.tsv"), mode, steps=10_000_000, every=200), Tally()
+    words, tally = flags(write_pairs(base / "pairs.tsv"), mode, steps=10_000_000, every=1000), Tally()
     folder, samples = base / "long", []
     process = start(folder, [*words, "--stop-after", f"{minutes:g}m", "--log-every", "100", "--eval-every", "1000"])
     while process.poll() is None:
