@@ -1,7 +1,7 @@
-"""What `--deterministic True` costs and gives: `python scripts/measure_deterministic.py [--repeats 3] [RECIPE flags]`.
+"""What `--deterministic True` costs and gives: `python tests/faults/measure_deterministic.py [flags of a run]`.
 
-Trains the same run several times with and without it, in turn, and prints of each the median of tokens a second over
-its later steps, how many different weights the runs ended with, and the device. Without arguments it is `dates`.
+It trains the same run `--repeats` times with and without it, in turn, and prints of each the median of tokens a second
+over its later steps, how many different weights the runs ended with, and the device. Without flags it is `dates`.
 """
 
 import argparse
@@ -12,7 +12,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 
 def one(words: list[str], folder: str) -> tuple[float, str]:
