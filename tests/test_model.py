@@ -32,7 +32,7 @@ from transformer_jax.axes import letters_of
 from transformer_jax.config import RopeConfig
 from transformer_jax.model import positions
 from transformer_jax.model.attention import KeyValue, Sight, attend, sees
-from transformer_jax.model.cache import Cache
+from transformer_jax.model.cache import Cache, Room
 from transformer_jax.model.layers import Einsum
 
 TOLERANCE = {"float32": 1e-5, "bfloat16": 0.1}  # of logits, whose standard deviation is about 1.2
@@ -270,7 +270,7 @@ def in_chunks(config, target, source, lengths):
     """Logits by decoding with a cache that has more slots than needed, a chunk at a time."""
     params = variables(config)
     memory = compiled(config, "encode")(params, source) if has_source(config) else None
-    cache, place, logits = Cache.empty(config, len(target.ids), TARGET + 3), 0, []
+    cache, place, logits = Cache.empty(config, len(target.ids), Room(TARGET + 3, chunk=max(lengths))), 0, []
     for length in lengths:
         chunk = take(target, np.s_[:, place : place + length])
         chunk_logits, cache = compiled(config, "decode")(params, chunk, memory, cache)

@@ -25,12 +25,14 @@ class Tokens(struct.PyTreeNode):
         segments: int32[B, T], 0 for padding and 1, 2, ... for the documents packed into a row.
         positions: int32[B, T], place within the document, from 0.
         prefix: bool[B, T] or None, the tokens that all of their document may see (prefix LM); None for no token.
+        lineage: bool[B, T, W] or None, where W sequences go on side by side in a row: those that descend from it.
     """
 
     ids: Any
     segments: Any
     positions: Any
     prefix: Any = None
+    lineage: Any = None
 
     @classmethod
     def from_ids(cls, ids: ArrayLike, pad_id: int | None = None, prefix: bool = False) -> "Tokens":

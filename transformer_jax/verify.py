@@ -37,7 +37,7 @@ from transformer_jax.data.batches import PackedRows, generator
 from transformer_jax.data.objectives import ARRANGEMENTS, FixedExamples, room_of
 from transformer_jax.data.ragged import Ragged
 from transformer_jax.data.tokenizer import SPECIAL, make_tokenizer
-from transformer_jax.model.cache import Cache
+from transformer_jax.model.cache import Cache, Room
 from transformer_jax.model.transformer import Transformer
 from transformer_jax.objective import make_loss
 from transformer_jax.partition import Partitioner, mesh_shape
@@ -248,7 +248,7 @@ def decoded(subject: Subject) -> Errors:
     # a prefix that sees all of itself must come at once
     first = 8 if target.prefix is None else int(np.flatnonzero(target.prefix.any(0)).max()) + 1
     (B, T), cuts = target.ids.shape, [0, *range(first, target.ids.shape[1] + 1)]
-    cache, pieces = Cache.empty(subject.config, B, T), []
+    cache, pieces = Cache.empty(subject.config, B, Room(T, chunk=first)), []
     for part in itertools.starmap(slice, itertools.pairwise(cuts)):
         piece = jax.tree.map(operator.itemgetter(np.s_[:, part]), target)
         logits_BTV, cache = decode(variables, piece, memory, cache)

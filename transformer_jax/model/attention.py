@@ -29,12 +29,15 @@ class Sight(struct.PyTreeNode):
 
 
 def sees(q: Tokens, kv: Tokens, causal: bool, window: int = 0) -> Array:
-    """bool[B, T, S], which keys a query may look at: the one rule for padding, packing, time, prefixes and windows.
+    """bool[B, T, S], which keys a query may look at: the one rule for padding, packing, time, prefixes, windows, beams.
 
     A key is seen within the query's own document (segment 0 is padding, which nobody sees); with `causal` only at the
-    query's position or before it, unless it is of the prefix; with a window only at less than that distance.
+    query's position or before it, unless it is of the prefix; with a window only at less than that distance; and where
+    sequences go on side by side, only by those that descend from it.
     """
     mask_BTS = (q.segments[:, :, None] == kv.segments[:, None, :]) & (kv.segments[:, None, :] > 0)
+    if causal and kv.lineage is not None:
+        mask_BTS &= (q.lineage[:, :, None] & kv.lineage[:, None]).any(-1)
     if causal:
         before_BTS = distance(q, kv) >= 0
         mask_BTS &= before_BTS if kv.prefix is None else before_BTS | kv.prefix[:, None, :]

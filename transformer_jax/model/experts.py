@@ -82,9 +82,14 @@ class Experts(nn.Module):
         if config.num_shared_experts:
             self.shared = FeedForward(config.replace(d_ff=config.num_shared_experts * config.d_ff))
 
-    def __call__(self, x_BTD: Array, real_BT: Array) -> Array:
-        """The experts' answers, [B, T, D]; `real_BT` says what is no padding, which takes no expert's place."""
-        config = self.config
+    def __call__(self, x_BTD: Array, real_BT: Array, apart: bool = False) -> Array:
+        """The experts' answers, [B, T, D]; `real_BT` says what is no padding, which takes no expert's place.
+
+        Tokens that are `apart`, as in decoding, do not compete for places.
+        """
+        config, shape = self.config, x_BTD.shape
+        if apart and config.expert_capacity:
+            x_BTD, real_BT = x_BTD.reshape(-1, 1, shape[-1]), real_BT.reshape(-1, 1)
         kind = jnp.promote_types(x_BTD.dtype, jnp.float32)
         logits_BTE = constrain(linear(x_BTD.astype(kind), (self.router.spec, self.router.w))[0], "BT.")
         routes, sums = route(logits_BTE, real_BT, config)
@@ -93,7 +98,7 @@ class Experts(nn.Module):
         if not self.is_initializing():
             for name, value in sums.items():
                 self.sow("sums", name, value)
-        return y_BTD + self.shared(x_BTD, real_BT) if config.num_shared_experts else y_BTD
+        return (y_BTD + self.shared(x_BTD, real_BT) if config.num_shared_experts else y_BTD).reshape(shape)
 
     def _limited(self, x_BTD: Array, real_BT: Array, routes: Routes) -> tuple[Array, Array]:
         """Every expert answers for so many places a row (GShard); choices that find none are passed by."""

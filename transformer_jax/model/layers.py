@@ -226,7 +226,7 @@ class FeedForward(nn.Module):
     config: ModelConfig
 
     @nn.compact
-    def __call__(self, x_BTD: Array, real_BT: Array | None = None) -> Array:
+    def __call__(self, x_BTD: Array, real_BT: Array | None = None, apart: bool = False) -> Array:
         config, activation = self.config, ACTIVATIONS[self.config.activation]
         names = ("up", "gate") if config.gated else ("up",)
         maps = [Einsum("BTD,DF->BTF", config, config.use_bias, name=name) for name in names]

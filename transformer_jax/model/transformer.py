@@ -11,7 +11,7 @@ from flax import struct
 from transformer_jax.axes import sizes
 from transformer_jax.config import ModelConfig
 from transformer_jax.model.attention import CROSS_POSITIONS, Attention, KeyValue, Sight, sees, soft_cap
-from transformer_jax.model.cache import Cache, write
+from transformer_jax.model.cache import Cache, Room, Slots
 from transformer_jax.model.experts import Experts
 from transformer_jax.model.layers import Dropout, Einsum, Embedding, FeedForward, Norm, Residual, dtype_of, linear
 from transformer_jax.model.positions import POSITIONS
@@ -31,12 +31,26 @@ class Memory(struct.PyTreeNode):
 
 
 class View(struct.PyTreeNode):
-    """What all blocks of a stack work with: tokens, what they see by window and across, the cache's next slot."""
+    """What all blocks of a stack work with: tokens, what they see by window and across, and where to keep keys.
+
+    Attributes:
+        counts: slots of a layer's cache by window; None where nothing is kept.
+        int8: they are to be held in 8 bits.
+        index: the cache's next slot; None where there is no cache yet.
+    """
 
     tokens: Tokens
     own: dict[int, Sight]
     across: Sight | None
     index: Array | None
+    counts: tuple[tuple[int, int], ...] | None = struct.field(pytree_node=False)
+    int8: bool = struct.field(pytree_node=False)
+
+    def slots(self, window: int, held: KeyValue | None) -> Slots | None:
+        """Those of a layer that holds so much."""
+        if self.counts is None:
+            return None
+        return Slots(held, self.index, dict(self.counts)[window], window > 0, self.int8)
 
 
 class Block(nn.Module):
@@ -64,17 +78,17 @@ class Block(nn.Module):
         x_BTD: Array,
         tokens: Tokens,
         own: Sight,
-        slots: tuple[KeyValue, Array] | None,
+        slots: Slots | None,
         memory: tuple[KeyValue, Sight] | None,
     ) -> tuple[Array, KeyValue | None]:
-        """The next activations, and the cached keys and values with these tokens' written in at the slots' index."""
+        """The next activations, and what the slots hold with these tokens' keys and values."""
         written = None
 
         def attend_self(x_BTD: Array) -> Array:
             nonlocal written
             q_BTHK, kv = self.self_attention.queries_and_keys(x_BTD, tokens)
             if slots is not None:
-                kv = written = write(slots[0], kv, slots[1])
+                kv, written = slots.add(kv)
             return self.self_attention(q_BTHK, kv, own)
 
         def attend_across(x_BTD: Array) -> Array:
@@ -84,8 +98,8 @@ class Block(nn.Module):
         x_BTD = self.self_attention_residual(x_BTD, attend_self)
         if memory is not None:
             x_BTD = self.cross_attention_residual(x_BTD, attend_across)
-        real_BT = tokens.segments > 0
-        return self.feed_forward_residual(x_BTD, lambda x_BTD: self.feed_forward(x_BTD, real_BT)), written
+        real_BT, apart = tokens.segments > 0, slots is not None and slots.held is not None
+        return self.feed_forward_residual(x_BTD, lambda x_BTD: self.feed_forward(x_BTD, real_BT, apart)), written
 
 
 # What the backward pass keeps of a block; everything else it computes again.
@@ -117,11 +131,9 @@ class Round(nn.Module):
     ) -> tuple[Array, tuple[KeyValue | None, ...]]:
         windows, written = self.config.windows, []
         for number, block in enumerate(self.blocks):
-            own = view.own[windows[number % len(windows)]]
-            cached, remembered = slots[number], memory[number]
-            at = None if cached is None or view.index is None else (cached, view.index)
+            window, remembered = windows[number % len(windows)], memory[number]
             across = None if remembered is None or view.across is None else (remembered, view.across)
-            x_BTD, kv = block(x_BTD, view.tokens, own, at, across)
+            x_BTD, kv = block(x_BTD, view.tokens, view.own[window], view.slots(window, slots[number]), across)
             written.append(kv)
         return x_BTD, tuple(written)
 
@@ -174,12 +186,21 @@ class Stack(nn.Module):
         return Memory(tokens, self.layers.remember(None, x_BSD, tokens)[1])
 
     def __call__(
-        self, x_BTD: Array, tokens: Tokens, memory: Memory | None = None, cache: Cache | None = None
+        self,
+        x_BTD: Array,
+        tokens: Tokens,
+        memory: Memory | None = None,
+        cache: Cache | None = None,
+        room: Room | None = None,
     ) -> tuple[Array, Cache | None]:
-        config = self.config
-        keys = tokens if cache is None else cache.add(tokens)
-        bias_BHTS = self.position.bias(self.table, tokens, keys, self.causal, config)
-        own = {window: Sight(sees(tokens, keys, self.causal, window), bias_BHTS) for window in set(config.windows)}
+        config, windows = self.config, sorted(set(self.config.windows))
+        keys = dict.fromkeys(windows, tokens) if cache is None else cache.add(tokens)
+
+        def sight(window: int) -> Sight:
+            bias_BHTS = self.position.bias(self.table, tokens, keys[window], self.causal, config)
+            return Sight(sees(tokens, keys[window], self.causal, window), bias_BHTS)
+
+        own = {window: sight(window) for window in windows}
         across = None
         if memory is not None:
             bias_BHTS = self.cross_position.bias(self.cross_table, tokens, memory.tokens, False, config)
@@ -188,15 +209,24 @@ class Stack(nn.Module):
         x_BTD += jnp.asarray(self.position.embed(self.table, tokens, config), x_BTD.dtype)
         if config.embedding_norm:
             x_BTD = self.embedding_norm(x_BTD)
+        counts = None
+        if cache is not None:
+            counts = tuple((window, kept.ids.shape[1]) for window, kept in keys.items())
+        elif room is not None:
+            counts = tuple((window, room.of(window)) for window in windows)
         nothing = (None,) * config.blocks_in_a_round(self.num_layers)
         x_BTD, written = self.layers(
             self.dropout(x_BTD),
             nothing if cache is None else cache.layers,
             nothing if memory is None else memory.layers,
-            View(tokens, own, across, None if cache is None else cache.index),
+            View(tokens, own, across, None if cache is None else cache.index, counts, room is not None and room.int8),
         )
+        layers = cast(tuple[KeyValue, ...], written)
         if cache is not None:
-            cache = Cache(keys, cache.index + tokens.ids.shape[1], cast(tuple[KeyValue, ...], written))
+            cache = Cache(keys, cache.index + tokens.ids.shape[1], layers)
+        elif room is not None:
+            kept = {window: Slots(None, None, room.of(window), window > 0).add(tokens)[1] for window in windows}
+            cache = Cache(kept, jnp.full((), tokens.ids.shape[1], jnp.int32), layers)
         return self.final_norm(x_BTD) if config.norm_placement != "post" else x_BTD, cache
 
 
@@ -239,18 +269,25 @@ class Transformer(nn.Module):
         return self.decoder.remember(x_BSD, source)
 
     def decode(
-        self, target: Tokens, memory: Memory | None = None, cache: Cache | None = None
+        self,
+        target: Tokens,
+        memory: Memory | None = None,
+        cache: Cache | None = None,
+        room: Room | None = None,
+        last: bool = False,
     ) -> tuple[Array, Cache | None]:
-        """Logits, float32[B, T, V], after the target tokens, and the cache with these tokens in it.
+        """Logits, float32[B, T, V], after the target tokens, or [B, 1, V] after the `last`, and the cache with them.
 
-        With a cache the target is what comes next, and it sees what the cache holds as well.
+        With a cache the target is what comes next, and it sees what the cache holds as well. Without one, `room` makes
+        one of that size.
         """
         config = self.config
         if (memory is None) == self.decoder.cross:
             raise ValueError(
                 f"decode of a model of mode {config.mode!r} takes {'a' if self.decoder.cross else 'no'} memory."
             )
-        x_BTD, cache = self.decoder(self.embedding(target.ids), target, memory, cache)
+        x_BTD, cache = self.decoder(self.embedding(target.ids), target, memory, cache, room)
+        x_BTD = x_BTD[:, -1:] if last else x_BTD
         if config.scale_logits:
             x_BTD *= jnp.asarray(config.d_model**-0.5, x_BTD.dtype)
         kind = jnp.promote_types(dtype_of(config), jnp.float32)

@@ -1,0 +1,166 @@
+"""Laws of beam search: it is a plain beam search over the whole uncached model, ids and scores."""
+
+import jax
+import numpy as np
+import pytest
+from test_decoding import PROMPTS, SOURCES, padded, run, slow_greedy, source_of
+from variants import SOURCE, TARGET, TINY, compiled, has_source, variables, variant
+
+from transformer_jax import Transformer
+from transformer_jax.decoding import generate_all
+
+V, NEW = TINY["vocab_size"], 8
+MODES = ("encoder-decoder", "decoder-only")
+# a window with a ring of slots, a prefix that sees all of itself, relative biases, experts whose places are counted
+OTHERS = [variant("alibi-window"), variant("none-prefix"), variant("t5-cross", MODES[0]), variant("alibi-cross")]
+OTHERS += [variant("experts-scan"), variant("rope-llama3", MODES[0])]
+CONFIGS = [variant("plain", MODES[0]), variant("rope-gqa", MODES[1])]
+every_mode = pytest.mark.parametrize("config", CONFIGS, ids=MODES)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _quick_to_compile():
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
+def log_probs(config, row, sequences):
+    """Log-probabilities of the token after prompt `row` and each sequence of new tokens, by the uncached model."""
+    found, prompt = [], PROMPTS[row]
+    for part in (sequences[start : start + 3] for start in range(0, len(sequences), 3)):
+        rows = [[*prompt, *ids] for ids in part]
+        target = padded(rows + rows[:1] * (3 - len(rows)), TARGET)
+        if config.prefix_attention == "bidirectional":
+            target = target.replace(prefix=np.arange(TARGET) + 0 * target.ids < len(prompt))
+        source = padded([SOURCES[row]] * 3, SOURCE) if has_source(config) else None
+        logits = np.asarray(compiled(config)(variables(config), target, source, rngs=None), np.float64)
+        last = logits[np.arange(len(rows)), [len(ids) - 1 for ids in rows]]
+        found.extend(last - np.log(np.exp(last).sum(-1, keepdims=True)))
+    return found
+
+
+def slow_beams(config, row, size, stops, penalty=1.0, new=NEW, allowed=None):
+    """[(ids, score)] of a plain beam search that goes on to the last place, the best first."""
+    live, ended = [((), 0.0)], []
+    for length in range(1, new + 1):
+        every = [
+            ((*ids, token), total + each[token])
+            for (ids, total), each in zip(live, log_probs(config, row, [ids for ids, _ in live]))
+            for token in (range(V) if allowed is None else np.flatnonzero(allowed))
+        ]
+        every.sort(key=lambda pair: -pair[1])
+        ended += [(ids, total / length**penalty) for ids, total in every[:size] if ids[-1] in stops or length == new]
+        live = [pair for pair in every if pair[0][-1] not in stops][:size]
+    return sorted(ended, key=lambda pair: -pair[1])[:size]
+
+
+def assert_same(result, wanted, row, count):
+    """The ids and, to 1e-4, the scores of one row."""
+    for n, (ids, score) in enumerate(wanted[:count]):
+        assert result.ids[row, n, : result.lengths[row, n]].tolist() == list(ids)
+        assert not result.ids[row, n, result.lengths[row, n] :].any()
+        assert result.scores[row, n] == pytest.approx(score, abs=1e-4)
+
+
+def stops_of(config):
+    """End tokens that come at different times."""
+    ids = slow_greedy(config)[0]
+    return sorted({int(ids[0, 2]), int(ids[1, 4])})
+
+
+@pytest.mark.parametrize("size", [2, 3, 5, 8])
+@every_mode
+def test_it_is_a_plain_beam_search(config, size):
+    """All of the `size` best, of three prompts at once, whose sequences end at different times."""
+    stops = stops_of(config)
+    result = run(config, padded(PROMPTS, 6), beam_size=size, num_return=size, eos_id=stops, max_new_tokens=NEW)
+    for row in range(3):
+        wanted = slow_beams(config, row, size, stops)
+        assert_same(result, wanted, row, size)
+    assert len(set(result.lengths.ravel().tolist())) > 1
+
+
+@pytest.mark.parametrize("config", OTHERS, ids=lambda config: f"{config.position}-{config.mode}")
+def test_so_it_is_with_other_models(config):
+    stops = stops_of(config)
+    result = run(config, padded(PROMPTS, 6), beam_size=4, num_return=4, eos_id=stops, max_new_tokens=NEW)
+    for row in range(3):
+        assert_same(result, slow_beams(config, row, 4, stops), row, 4)
+
+
+@pytest.mark.parametrize("penalty", [-1.0, 0.0, 0.6, 2.0])
+def test_lengths_are_weighed(penalty):
+    config = variant("plain", MODES[0])
+    stops = stops_of(config)
+    options = dict(beam_size=3, num_return=3, eos_id=stops, max_new_tokens=NEW)
+    result = run(config, padded(PROMPTS, 6), length_penalty=penalty, **options)
+    for row in range(3):
+        assert_same(result, slow_beams(config, row, 3, stops, penalty), row, 3)
+
+
+@every_mode
+def test_the_best_alone_is_the_first_of_many(config):
+    """It may stop earlier, and finds the same."""
+    options = dict(beam_size=5, eos_id=stops_of(config), max_new_tokens=NEW)
+    many = run(config, padded(PROMPTS, 6), num_return=5, **options)
+    one = run(config, padded(PROMPTS, 6), **options)
+    np.testing.assert_array_equal(one.ids, many.ids[:, 0])
+    np.testing.assert_allclose(one.scores, many.scores[:, 0], rtol=0, atol=1e-5)
+    np.testing.assert_array_equal(one.lengths, many.lengths[:, 0])
+
+
+@every_mode
+def test_one_beam_is_greedy(config):
+    """Without an end token also by the loop of beams: the best of 2 is at least as likely."""
+    greedy = run(config, padded(PROMPTS, 6), beam_size=1)
+    np.testing.assert_array_equal(greedy.ids, slow_greedy(config)[0])
+    two = run(config, padded(PROMPTS, 6), beam_size=2, length_penalty=0.0)
+    assert (two.scores >= greedy.scores - 1e-5).all()
+
+
+@every_mode
+def test_neighbours_and_padding_do_not_matter(config):
+    """Alone at its own length, and among others on the other side of more padding."""
+    options = dict(beam_size=3, num_return=2, eos_id=stops_of(config), max_new_tokens=NEW)
+    wanted = run(config, padded(PROMPTS, 6), **options)
+    left = run(config, padded(PROMPTS, 9, left=True), source_of(config, left=True), **options)
+    np.testing.assert_array_equal(left.ids, wanted.ids)
+    np.testing.assert_allclose(left.scores, wanted.scores, rtol=0, atol=1e-5)
+    alone = run(config, np.array([PROMPTS[1]]), np.array([SOURCES[1]]) if has_source(config) else None, **options)
+    np.testing.assert_array_equal(alone.ids[0], wanted.ids[1])
+    np.testing.assert_allclose(alone.scores[0], wanted.scores[1], rtol=0, atol=1e-5)
+
+
+def test_a_mask_and_forced_tokens_hold_for_every_beam():
+    """Among four tokens; after a forced one all beams begin alike; of a single sequence there is no second."""
+    config = variant("plain")
+    allowed = np.isin(np.arange(V), [2, 5, 9, 11])
+    options = dict(beam_size=3, num_return=3, max_new_tokens=NEW)
+    result = run(config, padded(PROMPTS, 6), allowed=allowed, eos_id=5, **options)
+    for row in range(3):
+        assert_same(result, slow_beams(config, row, 3, [5], allowed=allowed), row, 3)
+    forced = run(config, padded(PROMPTS, 6), forced=np.tile([7, -1, 8], (3, 1)), **options)
+    assert (forced.ids[:, :, 0] == 7).all()
+    assert (forced.ids[:, :, 2] == 8).all()
+    assert len({tuple(ids) for ids in forced.ids[0].tolist()}) == 3
+    single = run(config, padded(PROMPTS, 6), allowed=np.arange(V) == 4, **options)
+    assert single.lengths.tolist() == [[NEW, 0, 0]] * 3
+    assert (single.scores[:, 1:] == -np.inf).all()
+    assert not single.ids[:, 1:].any()
+
+
+@every_mode
+def test_any_number_of_prompts(config):
+    """Batches of any size give the same outputs, and rows with less room end at `max_length`."""
+    stops = stops_of(config)
+    options = dict(beam_size=3, num_return=2, eos_id=stops, max_new_tokens=NEW)
+    prompts = [(np.array(SOURCES[i % 3]) if has_source(config) else None, np.array(PROMPTS[i % 3])) for i in range(5)]
+    found = list(generate_all(Transformer(config), variables(config)["params"], prompts, batch_size=2, **options))
+    assert sorted(output.place for output in found) == [number for number in range(5) for _ in range(2)]
+    for row in range(3):
+        wanted = slow_beams(config, row, 3, stops)[:2]
+        for index in range(row, 5, 3):
+            outputs = [output for output in found if output.place == index]
+            assert [output.ids.tolist() for output in outputs] == [list(ids) for ids, _ in wanted]
+            np.testing.assert_allclose([o.score for o in outputs], [score for _, score in wanted], rtol=0, atol=1e-4)
