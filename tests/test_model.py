@@ -1,5 +1,6 @@
 """Laws of the model over VARIANTS: the switch, who sees whom, equal numbers by other ways, parts by their formulas."""
 
+import functools
 import math
 import typing
 from fractions import Fraction
@@ -266,31 +267,40 @@ def test_a_prefix_sees_all_of_itself():
 # --- the same numbers by another way
 
 
-def in_chunks(config, target, source, lengths):
-    """Logits by decoding with a cache that has more slots than needed, a chunk at a time."""
-    params = variables(config)
+def in_chunks(config, target, source, lengths, cache=None):
+    """Logits by decoding a chunk at a time; without a cache the first chunk makes one, with more slots than needed."""
+    params, place, logits = variables(config), 0, []
     memory = compiled(config, "encode")(params, source) if has_source(config) else None
-    cache, place, logits = Cache.empty(config, len(target.ids), Room(TARGET + 3, chunk=max(lengths))), 0, []
     for length in lengths:
         chunk = take(target, np.s_[:, place : place + length])
-        chunk_logits, cache = compiled(config, "decode")(params, chunk, memory, cache)
+        if cache is None:
+            fill = jit(functools.partial(Transformer(config).apply, room=Room(TARGET + 3), method="decode"))
+            chunk_logits, cache = fill(params, chunk, memory)
+        else:
+            chunk_logits, cache = compiled(config, "decode")(params, chunk, memory, cache)
         place, logits = place + length, [*logits, np.asarray(chunk_logits)]
     assert cache.index == place
-    return np.concatenate(logits, 1)
+    return np.concatenate(logits, 1), cache
 
 
 @every_variant
 def test_cached_decoding_is_the_forward_pass(config):
-    """Token by token and in two chunks, left padding in one row. (A prefix that sees all of itself is one chunk.)"""
+    """A first chunk, then token by token; and in two chunks into an empty cache; left padding in one row.
+
+    A layer with a window has no more slots than that. (A prefix that sees all of itself is one chunk.)
+    """
     target, source = example(config, seed=5)
     padded = Tokens.from_ids(np.asarray(target.ids) * (np.arange(TARGET) >= [[0], [3], [0]]), pad_id=0)
     target = padded.replace(prefix=target.prefix if target.prefix is None else np.arange(TARGET) + padded.ids * 0 < 6)
     half = TARGET // 2
-    one_by_one = (half, *[1] * half) if config.prefix_attention == "bidirectional" else (1,) * TARGET
     full = forward(config, target, source)
-    assert_close(in_chunks(config, target, source, one_by_one), full, config)
+    logits, cache = in_chunks(config, target, source, (half, *[1] * half))
+    assert_close(logits, full, config)
+    windows = [config.windows[number % len(config.windows)] for number in range(len(cache.layers))]
+    assert [kv.k_BSGK.shape[-3] for kv in cache.layers] == [window or TARGET + 3 for window in windows]
     if has_source(config) == (config.cross_position == "same"):  # each row of CHOICES in one mode, to save compiling
-        assert_close(in_chunks(config, target, source, (half, half)), full, config)
+        empty = Cache.empty(config, len(target.ids), Room(TARGET + 3, chunk=half))
+        assert_close(in_chunks(config, target, source, (half, half), empty)[0], full, config)
 
 
 @pytest.mark.parametrize(

@@ -1,25 +1,21 @@
 """The command line: `transformer-jax COMMAND ...`. Wrong input ends with one message on stderr and status 2."""
 
 import dataclasses
-import itertools
 import json
-import math
 import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
-
-import tyro
+from typing import Any
 
 from transformer_jax.config import RunConfig
-from transformer_jax.config_checks import at_least, misfit, nearest, shown, types_of
+from transformer_jax.config_checks import at_least, nearest
 from transformer_jax.config_file import opened, read_config
 from transformer_jax.errors import ERRORS, InputError
-from transformer_jax.files import check_output, decode, read_stream, read_whole, write_output
+from transformer_jax.files import check_output, write_output
+from transformer_jax.flags import RunFolder, papers, parse
+from transformer_jax.generate_command import command_generate
 from transformer_jax.recipes import RECIPES, find_recipe
-
-RunFolder = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
 
 
 def _take_config(arguments: list[str]) -> tuple[RunConfig | None, list[str]]:
@@ -39,30 +35,6 @@ def _take_config(arguments: list[str]) -> tuple[RunConfig | None, list[str]]:
         else:
             rest.append(word)
     return found, rest
-
-
-def _check_words(kind: type, arguments: list[str]) -> None:
-    """Raises InputError for a word that its flag cannot take, with the nearest that it can."""
-    known = types_of(kind)
-    for word, following in itertools.zip_longest(arguments, arguments[1:], fillvalue=""):
-        flag, equals, value = word.partition("=")
-        name, value = flag[2:].replace("-", "_"), value if equals else following
-        given = flag.startswith("--") and name in known and value and not value.startswith("--")
-        if given and (why := misfit(value, known[name])):
-            raise InputError(f"{flag} {shown(value)} {why}")
-
-
-def _parse(kind: Any, prog: str, arguments: list[str], description: str, default: Any = None) -> Any:
-    _check_words(kind, arguments)
-    options = {} if default is None else {"default": default}
-    return tyro.cli(
-        kind,
-        prog=prog,
-        args=arguments,
-        description=description,
-        config=(tyro.conf.AvoidSubcommands, tyro.conf.FlagConversionOff),
-        **options,
-    )
 
 
 def _as(kind: type[RunConfig], run: RunConfig) -> RunConfig:
@@ -88,7 +60,7 @@ def parse_run(arguments: list[str], command: str = "train", kind: type[RunConfig
     base = saved if saved is not None else find_recipe(name or "dates")
     about = RECIPES[base.recipe].__doc__ if base.recipe in RECIPES else ""
     usage = f"Recipe {base.recipe}. {about}\n\nRecipes: {', '.join(RECIPES)}. --config FILE reruns a saved config.json."
-    run = _parse(kind, f"transformer-jax {command} [RECIPE]", arguments, usage, opened(_as(kind, base)))
+    run = parse(kind, f"transformer-jax {command} [RECIPE]", arguments, usage, opened(_as(kind, base)))
     if run.recipe != base.recipe:
         raise InputError(f"--recipe only names a run; for that recipe write: transformer-jax {command} {run.recipe}")
     if run.workdir:
@@ -112,115 +84,6 @@ def command_train(arguments: list[str]) -> int:
         be_deterministic()
     job.join(run.parallel)
     return train(run, Terminal(speaks=job.is_first()))
-
-
-@dataclasses.dataclass(frozen=True)
-class GenerateArguments:
-    run: RunFolder
-    """A run's folder."""
-    checkpoint: str = "newest"
-    """The checkpoint to read: newest, best (as --checkpoint.best of the run says), or a step."""
-    prompt: str | None = None
-    """One prompt. None given: one a line from `input`."""
-    input: Path | None = None
-    """A file of prompts, one a line. None given: stdin."""
-    output: Path | None = None
-    """Where the outputs go, one a line. None given: stdout."""
-    beam_size: int = 1
-    """Width of the beam search."""
-    num_return: int = 1
-    """Outputs for each prompt."""
-    length_penalty: float = 1.0
-    """Exponent on the length that a beam's score is divided by."""
-    temperature: float | None = None
-    """Draw tokens with this temperature. None, without top-k and top-p: take the likeliest."""
-    top_k: int | None = None
-    """Draw from so many of the likeliest tokens."""
-    top_p: float | None = None
-    """Draw from the fewest tokens whose probability reaches this."""
-    max_new_tokens: int | None = None
-    """Most new tokens. None: what the run's config says, as far as the model's length allows."""
-    seed: int = 0
-    """Of the drawing."""
-    batch_size: int = 32
-    """Prompts decoded together."""
-
-    def __post_init__(self) -> None:
-        for name in ("beam_size", "num_return", "batch_size", "max_new_tokens"):
-            if getattr(self, name) is not None and getattr(self, name) < 1:
-                raise ValueError(f"{name.replace('_', '-')}={getattr(self, name)} must be at least 1.")
-        for name in ("beam_size", "num_return"):
-            if getattr(self, name) > 1:
-                raise ValueError(
-                    f"{name.replace('_', '-')}={getattr(self, name)}: only 1 so far; beam search is not built yet."
-                )
-        if self.temperature is not None and not 1e-6 <= self.temperature < math.inf:
-            raise ValueError(f"temperature={self.temperature} must be at least 1e-06 and finite.")
-        if not math.isfinite(self.length_penalty):
-            raise ValueError(f"length-penalty={self.length_penalty} must be finite.")
-        if self.top_k is not None and self.top_k < 1:
-            raise ValueError(f"top-k={self.top_k} must be at least 1.")
-        if self.top_p is not None and not 0 < self.top_p <= 1:
-            raise ValueError(f"top-p={self.top_p} must lie in (0, 1].")
-        if self.prompt is not None and self.input is not None:
-            raise ValueError("Give --prompt or --input, not both.")
-        if not 0 <= self.seed < 2**32:
-            raise ValueError(f"seed={self.seed} must be at least 0 and below 2**32.")
-
-
-def _papers(folder: str) -> list[Path]:
-    """The files of a run that no output may replace."""
-    return [path for path in Path(folder).iterdir() if path.is_file()]
-
-
-def _prompts(args: GenerateArguments) -> list[str]:
-    if args.prompt is not None:
-        return [decode("--prompt", args.prompt.encode(errors="surrogateescape"))]
-    name = str(args.input or "stdin")
-    raw = read_whole(args.input) if args.input is not None else read_stream(name, sys.stdin.buffer)
-    text = decode(name, raw)
-    if not text:
-        raise InputError(f"{name}: there is no prompt. Give one a line, or --prompt.")
-    return text.removesuffix("\n").split("\n")
-
-
-def command_generate(arguments: list[str]) -> int:
-    """answers or continues prompts, one a line"""
-    args = _parse(GenerateArguments, "transformer-jax generate", arguments, "Answers or continues prompts, one a line.")
-    from transformer_jax.run import load_run
-
-    run = load_run(args.run, args.checkpoint)
-    most, wanted = run.config.model.max_length, args.max_new_tokens or 1
-    if wanted >= most:
-        raise InputError(f"--max-new-tokens {wanted} must be below the model's max_length={most}.")
-    prompts = _prompts(args)
-    check_output(args.output, "--output", *([args.input] if args.input else []), *_papers(args.run))
-    import jax
-
-    from transformer_jax.data.load import prompts_of
-    from transformer_jax.evaluate import answer
-
-    for number, (source, seen) in enumerate(prompts_of(prompts, run.config, run.tokenizer), 1):
-        if len(seen) + wanted > most or (source is not None and len(source) > most):
-            where = "--prompt" if args.prompt is not None else f"{args.input or 'stdin'}, line {number}"
-            size = len(seen) if source is None else len(source)
-            raise InputError(
-                f"{where}: {size} tokens, and {wanted} new ones, are longer than the model's max_length={most}."
-            )
-    drawing = {
-        name: getattr(args, name) for name in ("temperature", "top_k", "top_p") if getattr(args, name) is not None
-    }
-    options = drawing | ({"key": jax.random.key(args.seed)} if drawing else {})
-    options["batch_size"] = min(args.batch_size, len(prompts))
-    if args.max_new_tokens is not None:
-        options["max_new_tokens"] = args.max_new_tokens
-    outputs = answer(prompts, run.model, run.params, run.config, run.tokenizer, **options)
-    lines = "".join(output.replace("\n", "\\n") + "\n" if len(prompts) > 1 else output + "\n" for output in outputs)
-    if args.output is None:
-        sys.stdout.write(lines)
-    else:
-        write_output(args.output, "--output", lines)
-    return 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -248,14 +111,14 @@ class EvaluateArguments:
 
 def command_evaluate(arguments: list[str]) -> int:
     """prints a run's scores on data as one JSON object"""
-    args = _parse(EvaluateArguments, "transformer-jax evaluate", arguments, "Prints a run's scores as one JSON object.")
+    args = parse(EvaluateArguments, "transformer-jax evaluate", arguments, "Prints a run's scores as one JSON object.")
     from transformer_jax.data.sources import files_of, read
     from transformer_jax.evaluate import evaluate_run
     from transformer_jax.run import load_run
 
     paths = tuple(map(str, args.data))
     corpus, run = read(paths), load_run(args.run, args.checkpoint)
-    check_output(args.output, "--output", *files_of(paths), *_papers(args.run))
+    check_output(args.output, "--output", *files_of(paths), *papers(args.run))
     scores, outputs = evaluate_run(run, corpus, args.batch_size, args.limit)
     if args.output is not None:
         write_output(args.output, "--output", "".join(output.replace("\n", "\\n") + "\n" for output in outputs))
@@ -283,7 +146,7 @@ def command_describe(arguments: list[str]) -> int:
     if arguments and not arguments[0].startswith("-") and (Path(arguments[0]) / "config.json").exists():
         default = opened(_as(DescribeArguments, read_config(Path(arguments[0]) / "config.json")))
         about = f"Describes {arguments[0]}."
-        run = _parse(DescribeArguments, "transformer-jax describe RUN", arguments[1:], about, default)
+        run = parse(DescribeArguments, "transformer-jax describe RUN", arguments[1:], about, default)
     else:
         run = parse_run(arguments, "describe", DescribeArguments)
     meshed = any(word.partition("=")[0] == "--parallel.mesh" for word in arguments)

@@ -2,14 +2,16 @@
 
 import math
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, NamedTuple
+
+import numpy as np
 
 from transformer_jax.config import LossConfig, RunConfig
 from transformer_jax.data.batches import in_order
 from transformer_jax.data.load import make_rows, prompts_of
 from transformer_jax.data.sources import Corpus, Pairs
 from transformer_jax.data.tokenizer import Tokenizer
-from transformer_jax.decoding import generate_all
+from transformer_jax.decoding import Prompt, generate_all
 from transformer_jax.errors import InputError
 from transformer_jax.model.transformer import Transformer
 from transformer_jax.objective import make_loss
@@ -42,20 +44,36 @@ def make_evaluator(model: Transformer, partitioner: Partitioner, batch_size: int
     return evaluate
 
 
+class Answer(NamedTuple):
+    """One output for a prompt: its text, its ids with the end token, and its score as `Generated.scores` has it."""
+
+    text: str
+    ids: np.ndarray
+    score: float
+
+
+def decoding_options(config: RunConfig, tokenizer: Tokenizer) -> dict[str, Any]:
+    """How a run's outputs end."""
+    return {"max_new_tokens": config.max_new_tokens, "eos_id": tokenizer.eos_id, "pad_id": tokenizer.pad_id}
+
+
+def answers(
+    model: Transformer, params: Any, tokenizer: Tokenizer, prompts: list[Prompt], **options: Any
+) -> list[list[Answer]]:
+    """The model's outputs for each prompt, the best first; the options are those of `generate_all`."""
+    found: list[list[Answer]] = [[] for _ in prompts]
+    for place, ids, score in generate_all(model, params, prompts, **options):
+        found[place].append(Answer(tokenizer.decode(ids), ids, score))
+    return found
+
+
 def answer(
     texts: list[str], model: Transformer, params: Any, config: RunConfig, tokenizer: Tokenizer, **options: Any
 ) -> list[str]:
     """The model's output for each text, in order; the options are those of `generate_all`."""
-    outputs = [""] * len(texts)
     prompts = prompts_of(texts, config, tokenizer)
-    options = {
-        "max_new_tokens": config.max_new_tokens,
-        "eos_id": tokenizer.eos_id,
-        "pad_id": tokenizer.pad_id,
-    } | options
-    for index, ids, _ in generate_all(model, params, prompts, **options):
-        outputs[index] = tokenizer.decode(ids)
-    return outputs
+    found = answers(model, params, tokenizer, prompts, **decoding_options(config, tokenizer) | options)
+    return [each[0].text for each in found]
 
 
 def exact_match(outputs: list[str], targets: list[str]) -> float:

@@ -19,9 +19,11 @@ from transformer_jax.errors import InputError
 from transformer_jax.model.transformer import Transformer
 from transformer_jax.objective import make_loss
 from transformer_jax.optimizer import make_optimizer
+from transformer_jax.partition import Partitioner
 from transformer_jax.step import Metrics, TrainState, train_step
 from transformer_jax.tokens import Tokens
 
+ONE_DEVICE = Partitioner("jit", None)
 CONFIG, TOKENIZER, CHECKPOINTS = "config.json", "tokenizer.json", "checkpoints"
 
 
@@ -50,10 +52,10 @@ def example_inputs(config: ModelConfig, batch_size: int = 1, length: int = 2) ->
     return tokens, tokens if ARRANGEMENTS[config.mode].has_source else None
 
 
-def abstract_params(config: ModelConfig) -> Any:
-    """The parameters' shapes and types, without memory."""
+def abstract_params(config: ModelConfig, partitioner: Partitioner = ONE_DEVICE) -> Any:
+    """The parameters' shapes, types and places, without memory."""
     target, source = example_inputs(config)
-    return jax.eval_shape(Transformer(config).init, jax.random.key(0), target, source)["params"]
+    return partitioner.abstract(Transformer(config).init, jax.random.key(0), target, source)["params"]
 
 
 def first_state(config: RunConfig, key: jax.Array) -> TrainState:
@@ -76,10 +78,11 @@ def step_of(config: RunConfig) -> Callable[..., tuple[TrainState, Metrics]]:
     )
 
 
-def load_run(folder: str | Path, checkpoint: str = "newest") -> Run:
+def load_run(folder: str | Path, checkpoint: str = "newest", partitioner: Partitioner = ONE_DEVICE) -> Run:
     """A run's checkpoint, ready to use: the `newest` sound one, the `best` by validation, or that of a step.
 
-    It writes nothing, so it can be called while the run goes on. A damaged checkpoint is passed over with a warning.
+    Whatever strategy it was trained with, its parameters come to be where `partitioner` has them. It writes nothing, so
+    it can be called while the run goes on. A damaged checkpoint is passed over with a warning.
 
     Raises:
         InputError: the folder is no run's, or has no such checkpoint.
@@ -92,5 +95,5 @@ def load_run(folder: str | Path, checkpoint: str = "newest") -> Run:
     unit = sound_unit(folder / CHECKPOINTS, checkpoint, read_config(folder / CONFIG).checkpoint.best)
     config, tokenizer = read_config(unit / CONFIG), load_tokenizer(unit / TOKENIZER)
     check_vocabulary(config.model, tokenizer)
-    params = restore_params(unit, abstract_params(config.model))
+    params = restore_params(unit, abstract_params(config.model, partitioner))
     return Run(config, Transformer(config.model), params, tokenizer, int(unit.name))

@@ -111,6 +111,10 @@ class Tokenizer:
                 run.append(token)
         return text + self.inner.decode(run)
 
+    def tokens(self, ids: Iterable[int]) -> list[str]:
+        """The name of each id."""
+        return [self.inner.id_to_token(int(token)) or f"<{token}>" for token in ids]
+
     def to_json(self) -> str:
         """All of it, as `tokenizer.json` holds it."""
         return self.inner.to_str(pretty=True)

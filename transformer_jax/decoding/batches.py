@@ -6,8 +6,9 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from transformer_jax.decoding.generate import make_request, run
+from transformer_jax.decoding.generate import make_request, run, stream
 from transformer_jax.decoding.model import Plan
+from transformer_jax.decoding.speculative import Draft
 from transformer_jax.model.transformer import Transformer
 from transformer_jax.tokens import Tokens
 
@@ -57,6 +58,10 @@ def generate_all(
     num_return: int = 1,
     int8_cache: bool = False,
     key: jax.Array | None = None,
+    forced: np.ndarray | None = None,
+    draft: tuple[Transformer, Any] | None = None,
+    draft_tokens: int = 4,
+    first: int = 0,
     pause: Callable[[], None] = lambda: None,
     **options: Any,
 ) -> Iterator[Output]:
@@ -64,13 +69,16 @@ def generate_all(
 
     A prompt is (what the encoder reads or None, what the decoder has seen). New tokens are fewer than
     `max_new_tokens` where the model's `max_length` leaves no more room. `pause` is called before each batch and may
-    raise. The options are those of `generate`; what is drawn for a prompt depends on its place in `prompts` alone.
+    raise. The options are those of `generate`; `forced` is int32[F], the same for all. What is drawn for a prompt
+    depends on its place in `prompts` alone, or with `first`, the place of the first of them, in a longer list.
     """
     most = model.config.max_length
     order = sorted(range(len(prompts)), key=lambda i: [0 if ids is None else len(ids) for ids in prompts[i]])
-    # the same for all batches, so that one of another length is the only reason to compile
-    new = min(max_new_tokens, most - min((len(seen) for _, seen in prompts), default=0))
-    plan = Plan(new, beam_size, num_return, int8_cache)
+    # one plan for all batches, so that another length of a prompt is the only reason to compile
+    plan = Plan(min(max_new_tokens, most - 1), beam_size, num_return, int8_cache)
+    helper = None if draft is None else Draft(*draft, draft_tokens)
+    if forced is not None:
+        options["forced"] = np.tile(forced, (batch_size, 1))
     for start in range(0, len(order), batch_size):
         pause()
         chosen = order[start : start + batch_size]
@@ -79,9 +87,9 @@ def generate_all(
         prompt = padded(seen, batch_size, bucket(longest, most) if longest > 1 else 1)
         read = [ids for ids in sources if ids is not None]
         source = padded(read, batch_size, bucket(max(map(len, read)), most)) if read else None
-        row = np.pad(chosen, (0, batch_size - len(chosen)))
+        row = first + np.pad(chosen, (0, batch_size - len(chosen)))
         drawing = dict(key=key, row=row, beam_size=beam_size, num_return=num_return)
-        result = run(model, params, make_request(model, prompt, source, **drawing, **options), plan)
+        result = run(model, params, make_request(model, prompt, source, **drawing, **options), plan, helper)
         ids, lengths, scores = (
             np.asarray(x).reshape(batch_size, num_return, *x.shape[1 if num_return == 1 else 2 :])
             for x in (result.ids, result.lengths, result.scores)
@@ -89,3 +97,17 @@ def generate_all(
         for row, index in enumerate(chosen):
             for n in range(num_return):
                 yield Output(index, ids[row, n, : lengths[row, n]], float(scores[row, n]))
+
+
+def stream_one(
+    model: Transformer, params: Any, prompt: Prompt, *, max_new_tokens: int, int8_cache: bool = False, **options: Any
+) -> Iterator[int]:
+    """The new tokens of one prompt as they come, the end token included; the options are those of `generate`."""
+    (read, seen), most = prompt, model.config.max_length
+    source = None if read is None else padded([read], 1, bucket(len(read), most))
+    target = padded([seen], 1, bucket(len(seen), most) if len(seen) > 1 else 1)
+    if options.get("forced") is not None:
+        options["forced"] = np.asarray(options["forced"])[None]
+    plan = Plan(min(max_new_tokens, most - 1), int8=int8_cache)
+    for id_B in stream(model, params, make_request(model, target, source, **options), plan):
+        yield int(id_B[0])

@@ -13,6 +13,7 @@ from transformer_jax.config import ModelConfig
 from transformer_jax.decoding import beam, single
 from transformer_jax.decoding.choice import Choice
 from transformer_jax.decoding.model import Generated, Plan, Request
+from transformer_jax.decoding.speculative import Draft, decode_with
 from transformer_jax.model.transformer import Transformer
 from transformer_jax.tokens import Tokens, check_ids, check_tokens
 
@@ -151,6 +152,8 @@ def generate(
     forced: ArrayLike | None = None,
     key: Array | None = None,
     int8_cache: bool = False,
+    draft: tuple[Transformer, Any] | None = None,
+    draft_tokens: int = 4,
 ) -> Generated:
     """New tokens for each prompt: the likeliest one after the other, drawn at random with a `key`, or by beam search.
 
@@ -177,6 +180,9 @@ def generate(
         forced: int[B, F], what the first new tokens have to be, -1 where they are free.
         key: a `jax.random.key`; with it tokens are drawn, without it they are the likeliest.
         int8_cache: keys and values are kept in 8 bits.
+        draft: (model, params) of a smaller model of the same mode and vocabulary, for speculative decoding: the result
+            is the same, or drawn from the same distribution.
+        draft_tokens: tokens that the draft proposes at once.
 
     Raises:
         ValueError: an argument, a token id or a position is out of its range, two options exclude each other, or prompt
@@ -206,14 +212,21 @@ def generate(
         forced=forced,
         key=key,
     )
-    return run(model, params, request, Plan(max_new_tokens, beam_size, num_return, int8_cache))
+    helper = None if draft is None else Draft(*draft, draft_tokens)
+    return run(model, params, request, Plan(max_new_tokens, beam_size, num_return, int8_cache), helper)
 
 
-def run(model: Transformer, params: Any, request: Request, plan: Plan) -> Generated:
+def run(model: Transformer, params: Any, request: Request, plan: Plan, draft: Draft | None = None) -> Generated:
     """A request decoded; of several drawn outputs each is a row of its own. Rows end at the model's `max_length`."""
     n = plan.num_return
+
+    def decoded(request: Request) -> Generated:
+        if draft is None:
+            return decode(model, params, request, plan)
+        return decode_with(model, params, request, plan, draft)[0]
+
     if plan.beam_size > 1 or n == 1:
-        return decode(model, params, request, plan)
+        return decoded(request)
     many = jax.tree.map(lambda x: np.repeat(x, n, 0), (request.prompt, request.source))
     choice = request.choice
     if choice.allowed is not None and choice.allowed.ndim == 2:
@@ -222,7 +235,7 @@ def run(model: Transformer, params: Any, request: Request, plan: Plan) -> Genera
         choice = choice.replace(forced=np.repeat(choice.forced, n, 0))
     row = (np.asarray(request.row)[:, None] * n + np.arange(n)).reshape(-1).astype(np.int32)
     request = request.replace(prompt=many[0], source=many[1], choice=choice, row=row)
-    result = jax.tree.map(lambda x: x.reshape(-1, n, *x.shape[1:]), decode(model, params, request, plan))
+    result = jax.tree.map(lambda x: x.reshape(-1, n, *x.shape[1:]), decoded(request))
     return beam.best_of(result.scores, n, result)[1]
 
 
