@@ -297,7 +297,7 @@ def test_cached_decoding_is_the_forward_pass(config):
     logits, cache = in_chunks(config, target, source, (half, *[1] * half))
     assert_close(logits, full, config)
     windows = [config.windows[number % len(config.windows)] for number in range(len(cache.layers))]
-    assert [kv.k_BSGK.shape[-3] for kv in cache.layers] == [window or TARGET + 3 for window in windows]
+    assert [held.keys.shape[-2] for held in cache.layers] == [window or TARGET + 3 for window in windows]
     if has_source(config) == (config.cross_position == "same"):  # each row of CHOICES in one mode, to save compiling
         empty = Cache.empty(config, len(target.ids), Room(TARGET + 3, chunk=half))
         assert_close(in_chunks(config, target, source, (half, half), empty)[0], full, config)

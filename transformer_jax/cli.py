@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from transformer_jax.bench.command import command_bench
 from transformer_jax.config import RunConfig
 from transformer_jax.config_checks import at_least, nearest
 from transformer_jax.config_file import opened, read_config
@@ -203,6 +204,7 @@ COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "generate": command_generate,
     "evaluate": command_evaluate,
     "describe": command_describe,
+    "bench": command_bench,
     "verify": command_verify,
 }
 

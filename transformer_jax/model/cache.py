@@ -1,6 +1,7 @@
 """The cache of keys and values that makes decoding linear: an ordinary pytree, in and out of `decode`."""
 
-from typing import Any, NamedTuple, TypeVar
+import functools
+from typing import Any, ClassVar, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -36,66 +37,105 @@ class Room(NamedTuple):
 
 
 class Packed(struct.PyTreeNode):
-    """An array in 8 bits: `values` times `scale`, which has length 1 along the last axis."""
+    """An array in 8 bits: `values` times `scale`, which has length 1 along the axis that shares one."""
 
     values: Array
     scale: Array
 
     @classmethod
-    def of(cls, x: Array) -> "Packed":
-        """Rounds each vector along the last axis to 255 steps."""
-        scale = jnp.maximum(jnp.abs(x).max(-1, keepdims=True).astype(jnp.float32) / INT8, jnp.finfo(jnp.float32).tiny)
+    def of(cls, x: Array, axis: int) -> "Packed":
+        """Rounds each vector along an axis to 255 steps."""
+        scale = jnp.maximum(jnp.abs(x).max(axis, keepdims=True).astype(jnp.float32) / INT8, jnp.finfo(jnp.float32).tiny)
         return cls(jnp.round(x / scale).astype(jnp.int8), scale)
 
     def unpacked(self, kind: jnp.dtype) -> Array:
         return (self.values * self.scale).astype(kind)
 
 
-class Slots(struct.PyTreeNode):
-    """Slots of one layer, or what they remember of their tokens: arrays [B, count, ...], a ring if there is a window.
+class Held(struct.PyTreeNode):
+    """Keys and values of one layer in the order in which a product reads them, so that none is copied for it.
+
+    An axis of length 1 is left out: XLA leaves it out of the product, and of what it reads there it would write a copy
+    at each step.
 
     Attributes:
-        held: what they hold; None before the first tokens, which then fill them from the start.
-        index: int32, or int32[B] where rows differ: the tokens so far; the next one goes into slot `index % count`.
+        keys: [B, G, S, K], or without B or G if there is one, an array or Packed.
+        values: [B, G, K, S], or without B or G if there is one, an array or Packed.
     """
 
-    held: Any
+    keys: Any
+    values: Any
+
+    AXES: ClassVar = {"keys": -2, "values": -1}  # of the slots
+
+    @classmethod
+    def of(cls, kv: KeyValue, int8: bool) -> "Held":
+        keys, values = jnp.swapaxes(kv.k_BSGK, 1, 2), jnp.moveaxis(kv.v_BSGK, 1, 3)
+        if 1 in keys.shape[:2]:
+            keys, values = (x.reshape(-1, *x.shape[2:]) for x in (keys, values))
+        return cls(Packed.of(keys, -1), Packed.of(values, -2)) if int8 else cls(keys, values)
+
+    def read(self, like: KeyValue) -> KeyValue:
+        """As attention takes them; `like` has as many rows and heads."""
+        B, _, G, _ = like.k_BSGK.shape
+        arrays = (x.unpacked(like.k_BSGK.dtype) if isinstance(x, Packed) else x for x in (self.keys, self.values))
+        keys, values = (x.reshape(B, G, *x.shape[-2:]) for x in arrays)
+        return KeyValue(jnp.swapaxes(keys, 1, 2), jnp.moveaxis(values, 3, 1))
+
+
+class Slots(struct.PyTreeNode):
+    """Where the tokens so far are found, or the keys and values of one layer: `count` slots, a ring if so.
+
+    Attributes:
+        index: int32, or int32[B] where rows differ: the tokens so far; the next one goes into slot `index % count`.
+            None before the first tokens, which then fill the slots from the start.
+    """
+
     index: Array | None
     count: int = struct.field(pytree_node=False)
     ring: bool = struct.field(pytree_node=False)
-    int8: bool = struct.field(pytree_node=False, default=False)
 
-    def add(self, new: Tree) -> tuple[Tree, Tree]:
-        """(all that queries of `new`, [B, T, ...], may look at, what the slots hold now)."""
-        if self.held is None:
-            kept = jax.tree.map(self._first, _packed(new) if self.int8 else new)
-            return new, kept
-        packed = isinstance(self.held, KeyValue) and isinstance(self.held.k_BSGK, Packed)
-        held = jax.tree.map(self._put, self.held, _packed(new) if packed else new)
-        return (_unpacked(held, jax.tree.leaves(new)[0].dtype) if packed else held), held
+    def write(self, held: Any, new: Tree, axis: int = 1) -> Tree:
+        """`held` with `new` in the next slots, which lie along an axis of every array; without an index just `new`."""
+        if self.index is None:
+            return jax.tree.map(functools.partial(self._first, axis=axis), new)
+        return jax.tree.map(functools.partial(self._put, axis=axis), held, new)
 
-    def _first(self, x: Array) -> Array:
+    def _first(self, x: Array, axis: int) -> Array:
         """The first tokens in their slots: all of them, or the last ones of a ring."""
-        T, S = x.shape[1], self.count
+        T, S = x.shape[axis], self.count
         if T <= S:
-            return jnp.pad(x, [(0, 0), (0, S - T)] + [(0, 0)] * (x.ndim - 2))
-        return jnp.roll(x[:, T - S :], T % S, 1)
+            rest = jnp.zeros_like(jax.lax.slice_in_dim(x, 0, 1, axis=axis))
+            return jnp.concatenate([x, jnp.repeat(rest, S - T, axis)], axis)
+        return jnp.roll(jax.lax.slice_in_dim(x, T - S, T, axis=axis), T % S, axis)
 
-    def _put(self, old: Array, x: Array) -> Array:
+    def _put(self, old: Array, x: Array, axis: int) -> Array:
         x, index = x.astype(old.dtype), self.index
         assert index is not None
-        if index.ndim == 0 and (x.shape[1] == 1 or not self.ring):
-            return jax.lax.dynamic_update_slice_in_dim(old, x, index % self.count if self.ring else index, axis=1)
-        slot_BT = jnp.broadcast_to(index, x.shape[:1])[:, None] + jnp.arange(x.shape[1])
-        return old.at[jnp.arange(len(x))[:, None], slot_BT % self.count].set(x)
+        if index.ndim == 0 and (x.shape[axis] == 1 or not self.ring):
+            return jax.lax.dynamic_update_slice_in_dim(old, x, index % self.count if self.ring else index, axis)
+        index_B = jnp.repeat(index.reshape(-1), len(x) // index.size)
+        slot_BT = (index_B[:, None] + jnp.arange(x.shape[axis])) % self.count
+        put = jnp.moveaxis(old, axis, 1).at[jnp.arange(len(x))[:, None], slot_BT].set(jnp.moveaxis(x, axis, 1))
+        return jnp.moveaxis(put, 1, axis)
 
 
-def _packed(kv: Tree) -> Tree:
-    return jax.tree.map(Packed.of, kv)
+class LayerSlots(struct.PyTreeNode):
+    """The slots of one layer and what they hold, None before the first tokens."""
 
+    slots: Slots
+    held: Held | None
+    int8: bool = struct.field(pytree_node=False)
 
-def _unpacked(kv: Tree, kind: jnp.dtype) -> Tree:
-    return jax.tree.map(lambda x: x.unpacked(kind), kv, is_leaf=lambda x: isinstance(x, Packed))
+    def add(self, new: KeyValue) -> tuple[KeyValue, Held]:
+        """(all keys and values that queries of the new tokens may look at, what the slots hold now)."""
+        held, fresh = self.held, Held.of(new, self.int8)
+        parts = {
+            name: self.slots.write(None if held is None else getattr(held, name), getattr(fresh, name), axis)
+            for name, axis in Held.AXES.items()
+        }
+        written = Held(**parts)
+        return (new if held is None else written.read(new)), written
 
 
 class Cache(struct.PyTreeNode):
@@ -110,7 +150,7 @@ class Cache(struct.PyTreeNode):
 
     tokens: dict[int, Tokens]
     index: Array
-    layers: tuple[KeyValue, ...]
+    layers: tuple[Held, ...]
 
     @classmethod
     def empty(cls, config: ModelConfig, batch_size: int, room: Room) -> "Cache":
@@ -123,25 +163,29 @@ class Cache(struct.PyTreeNode):
             prefix = nothing > 0 if config.prefix_attention == "bidirectional" else None
             return Tokens(nothing, nothing, nothing, prefix)
 
-        def layer(window: int) -> KeyValue:
-            shape = (*stacked, batch_size, room.of(window), config.num_kv_heads, config.head_dim)
+        def layer(window: int) -> Held:
+            shape = (batch_size, room.of(window), config.num_kv_heads, config.head_dim)
             x = jnp.zeros(shape, config.dtype)
-            kv = KeyValue(x, x)
-            return _packed(kv) if room.int8 else kv
+            held = Held.of(KeyValue(x, x), room.int8)
+            return jax.tree.map(lambda x: jnp.broadcast_to(x, (*stacked, *x.shape)), held)
 
         windows = config.windows
         layers = tuple(layer(windows[number % len(windows)]) for number in range(period))
         return cls({window: tokens(window) for window in windows}, jnp.zeros((), jnp.int32), layers)
 
     def slots(self, window: int) -> Slots:
-        """What the layers of this window remember of their tokens."""
-        return Slots(self.tokens[window], self.index, self.tokens[window].ids.shape[1], window > 0)
+        """Those of the layers with this window."""
+        return Slots(self.index, self.tokens[window].ids.shape[1], window > 0)
+
+    @property
+    def int8(self) -> bool:
+        return isinstance(self.layers[0].keys, Packed)
 
     def add(self, tokens: Tokens) -> dict[int, Tokens]:
         """The slots' tokens with these written in; of a cache with a prefix, tokens that do not say are not of it."""
         if next(iter(self.tokens.values())).prefix is not None and tokens.prefix is None:
             tokens = tokens.replace(prefix=tokens.segments < 0)
-        return {window: self.slots(window).add(tokens)[1] for window in self.tokens}
+        return {window: self.slots(window).write(held, tokens) for window, held in self.tokens.items()}
 
     def descended(self, parent_BW: Array) -> "Cache":
         """The cache after sequence w of each row was replaced by `parent_BW[b, w]`: no key moves, only descent."""

@@ -11,7 +11,7 @@ from flax import struct
 from transformer_jax.axes import sizes
 from transformer_jax.config import ModelConfig
 from transformer_jax.model.attention import CROSS_POSITIONS, Attention, KeyValue, Sight, sees, soft_cap
-from transformer_jax.model.cache import Cache, Room, Slots
+from transformer_jax.model.cache import Cache, Held, LayerSlots, Room, Slots
 from transformer_jax.model.experts import Experts
 from transformer_jax.model.layers import Dropout, Einsum, Embedding, FeedForward, Norm, Residual, dtype_of, linear
 from transformer_jax.model.positions import POSITIONS
@@ -34,23 +34,15 @@ class View(struct.PyTreeNode):
     """What all blocks of a stack work with: tokens, what they see by window and across, and where to keep keys.
 
     Attributes:
-        counts: slots of a layer's cache by window; None where nothing is kept.
-        int8: they are to be held in 8 bits.
-        index: the cache's next slot; None where there is no cache yet.
+        slots: of a layer's cache by window; None where nothing is kept.
+        int8: keys and values are held in 8 bits.
     """
 
     tokens: Tokens
     own: dict[int, Sight]
     across: Sight | None
-    index: Array | None
-    counts: tuple[tuple[int, int], ...] | None = struct.field(pytree_node=False)
+    slots: dict[int, Slots] | None
     int8: bool = struct.field(pytree_node=False)
-
-    def slots(self, window: int, held: KeyValue | None) -> Slots | None:
-        """Those of a layer that holds so much."""
-        if self.counts is None:
-            return None
-        return Slots(held, self.index, dict(self.counts)[window], window > 0, self.int8)
 
 
 class Block(nn.Module):
@@ -78,9 +70,9 @@ class Block(nn.Module):
         x_BTD: Array,
         tokens: Tokens,
         own: Sight,
-        slots: Slots | None,
+        slots: LayerSlots | None,
         memory: tuple[KeyValue, Sight] | None,
-    ) -> tuple[Array, KeyValue | None]:
+    ) -> tuple[Array, Held | None]:
         """The next activations, and what the slots hold with these tokens' keys and values."""
         written = None
 
@@ -127,14 +119,15 @@ class Round(nn.Module):
         return None, tuple(block.project(x_BSD, tokens) for block in self.blocks)
 
     def __call__(
-        self, x_BTD: Array, slots: Sequence[KeyValue | None], memory: Sequence[KeyValue | None], view: View
-    ) -> tuple[Array, tuple[KeyValue | None, ...]]:
+        self, x_BTD: Array, held: Sequence[Held | None], memory: Sequence[KeyValue | None], view: View
+    ) -> tuple[Array, tuple[Held | None, ...]]:
         windows, written = self.config.windows, []
         for number, block in enumerate(self.blocks):
             window, remembered = windows[number % len(windows)], memory[number]
             across = None if remembered is None or view.across is None else (remembered, view.across)
-            x_BTD, kv = block(x_BTD, view.tokens, view.own[window], view.slots(window, slots[number]), across)
-            written.append(kv)
+            slots = None if view.slots is None else LayerSlots(view.slots[window], held[number], view.int8)
+            x_BTD, kept = block(x_BTD, view.tokens, view.own[window], slots, across)
+            written.append(kept)
         return x_BTD, tuple(written)
 
 
@@ -209,24 +202,25 @@ class Stack(nn.Module):
         x_BTD += jnp.asarray(self.position.embed(self.table, tokens, config), x_BTD.dtype)
         if config.embedding_norm:
             x_BTD = self.embedding_norm(x_BTD)
-        counts = None
+        slots = None
         if cache is not None:
-            counts = tuple((window, kept.ids.shape[1]) for window, kept in keys.items())
+            slots = {window: cache.slots(window) for window in windows}
         elif room is not None:
-            counts = tuple((window, room.of(window)) for window in windows)
+            slots = {window: Slots(None, room.of(window), window > 0) for window in windows}
+        int8 = room is not None and room.int8 if cache is None else cache.int8
         nothing = (None,) * config.blocks_in_a_round(self.num_layers)
         x_BTD, written = self.layers(
             self.dropout(x_BTD),
             nothing if cache is None else cache.layers,
             nothing if memory is None else memory.layers,
-            View(tokens, own, across, None if cache is None else cache.index, counts, room is not None and room.int8),
+            View(tokens, own, across, slots, int8),
         )
-        layers = cast(tuple[KeyValue, ...], written)
+        layers = cast(tuple[Held, ...], written)
         if cache is not None:
             cache = Cache(keys, cache.index + tokens.ids.shape[1], layers)
-        elif room is not None:
-            kept = {window: Slots(None, None, room.of(window), window > 0).add(tokens)[1] for window in windows}
-            cache = Cache(kept, jnp.full((), tokens.ids.shape[1], jnp.int32), layers)
+        elif slots is not None:
+            places = {window: each.write(None, tokens) for window, each in slots.items()}
+            cache = Cache(places, jnp.full((), tokens.ids.shape[1], jnp.int32), layers)
         return self.final_norm(x_BTD) if config.norm_placement != "post" else x_BTD, cache
 
 
@@ -262,10 +256,16 @@ class Transformer(nn.Module):
         if (source is None) != (self.encoder is None):
             missing = "needs a source" if source is None else "takes no source"
             raise ValueError(f"A model of mode {self.config.mode!r} {missing}.")
-        if source is None or self.encoder is None:
-            return None
+        return None if source is None else self.remember(self.read(source), source)
+
+    def read(self, source: Tokens) -> Array:
+        """The encoder's output, [B, S, D]."""
+        assert self.encoder is not None
         embedding = self.embedding if self.config.share_source_embedding else self.source_embedding
-        x_BSD, _ = self.encoder(embedding(source.ids), source)
+        return self.encoder(embedding(source.ids), source)[0]
+
+    def remember(self, x_BSD: Array, source: Tokens) -> Memory:
+        """The encoder's output as the decoder sees it."""
         return self.decoder.remember(x_BSD, source)
 
     def decode(
