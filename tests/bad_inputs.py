@@ -299,6 +299,27 @@ GENERATE = [
     Bad("generate RUN --max-new-tokens 1000000", "--max-new-tokens 1000000 must be below the model's max_length=64"),
     Bad("generate RUN --prompt abc --max-new-tokens 60", "--prompt: 5 tokens, and 60 new ones.*max_length=64"),
     Bad("generate RUN --prompt a --seed 99999999999", "seed=99999999999"),
+    Bad("generate RUN --prompt a --min-p 0", r"min-p=0.0 must lie in \(0, 1\]"),
+    Bad("generate RUN --prompt a --repetition-penalty -1", "repetition-penalty=-1.0 must be above 0"),
+    Bad("generate RUN --prompt a --num-return 3", "num-return=3 needs a beam-size of as many, or drawing"),
+    Bad("generate RUN --prompt a --num-return 3 --beam-size 2", "num-return=3 needs a beam-size.*beam-size=2"),
+    Bad("generate RUN --prompt a --beam-size 2 --top-p 0.5", "beam-size=2 takes the likeliest.*top-p=0.5 draws"),
+    Bad(
+        "generate RUN --prompt a --beam-size 2 --repetition-penalty 2", "repetition-penalty=2.0 is not for a beam-size"
+    ),
+    Bad("generate RUN --prompt a --draft docs", "docs: not a run's folder"),
+    Bad("generate RUN --prompt a --draft RUN --beam-size 2", "draft=RUN is not for a beam-size"),
+    Bad("generate RUN --prompt a --draft-tokens 0", "draft-tokens=0 must be at least 1"),
+    Bad(f"generate RUN --prompt a --prefix {'x' * 70}", "--prompt: .*max_length=64"),
+    Bad("generate RUN --prompt a --parallel.strategy pmap", "generate takes --parallel.strategy jit or mesh"),
+    Bad(
+        "generate RUN --prompt a --parallel.strategy mesh --parallel.mesh tensor=3", "parallel.mesh='tensor=3' needs 3"
+    ),
+    Bad("bench", "bench: WHAT is missing. One of generate"),
+    Bad("bench generat", "bench: Unknown benchmark 'generat'. Did you mean 'generate'"),
+    Bad("bench generate --case gpt3", "--case gpt3: one of gpt2-batch-1"),
+    Bad("bench generate --repeats 0", "repeats=0 must be at least 1"),
+    Bad("bench generate --json no/file.json", "--json no/file.json: cannot be written"),
     Bad("generate RUN --prompt a --batch-size 0", "batch-size=0 must be at least 1"),
     Bad(f"generate RUN --prompt {'x' * 5000}", "--prompt: 5002 tokens.*max_length=64"),
     Bad("generate RUN --prompt '\udcff'", "--prompt: byte 0 .*not valid UTF-8: found 0xff"),

@@ -271,6 +271,59 @@ def test_sampling_is_its_seed():
 
 
 @every_mode
+def test_beams_objects_and_prefixes(mode):
+    """Several outputs for a prompt stand one after the other, the best first; as objects they have ids and scores."""
+    run = finished(mode)
+    prompts = [source for source, _ in dates(3)]
+    words = "--beam-size 3 --num-return 2 --max-new-tokens 8"
+    status, out, err = call("generate", run, words, stdin="\n".join(prompts))
+    assert (status, out.count("\n"), err) == (0, 6, "")
+    status, found, err = call("generate", run, words, "--json", "True", stdin="\n".join(prompts))
+    objects, tokenizer = [json.loads(line) for line in found.splitlines()], load_run(run).tokenizer
+    assert [(o["line"], o["prompt"]) for o in objects] == [*enumerate(prompts, 1)]
+    assert [answer["text"] for o in objects for answer in o["outputs"]] == out.splitlines()
+    for answers in (o["outputs"] for o in objects):
+        assert answers[0]["score"] >= answers[1]["score"]
+        assert all(tokenizer.decode(answer["ids"]) == answer["text"] for answer in answers)
+        assert all(len(answer["ids"]) == len(answer["tokens"]) for answer in answers)
+    status, out, err = call("generate", run, "--prefix 19 --prompt", prompts[:1])
+    assert (status, out[:2], err) == (0, "19", "")
+
+
+@every_mode
+def test_a_draft_changes_nothing(mode):
+    """A run proposes for itself, in batches; drawn outputs come from its own seed."""
+    run, prompts = finished(mode), "\n".join(source for source, _ in dates(4))
+    words = "--max-new-tokens 8 --batch-size 2"
+    wanted = call("generate", run, words, stdin=prompts)
+    assert call("generate", run, words, "--draft", run, "--draft-tokens 3", stdin=prompts) == wanted
+    drawn = call("generate", run, words, "--temperature 2 --draft", run, stdin=prompts)
+    assert drawn[0] == 0
+    assert drawn == call("generate", run, words, "--temperature 2 --draft", run, stdin=prompts)
+
+
+def test_on_a_terminal_tokens_appear_as_they_come(monkeypatch):
+    """In more than one part, which together are the output."""
+    parts = []
+
+    class Terminal(io.StringIO):
+        def isatty(self):
+            return True
+
+        def write(self, text):
+            parts.append(text)
+            return super().write(text)
+
+    words = ["generate", str(finished("decoder-only")), "--prompt", "01.02.2003", "--max-new-tokens", "8"]
+    wanted = call("generate", finished("decoder-only"), "--prompt 01.02.2003 --max-new-tokens 8")[1]
+    terminal = Terminal()
+    with contextlib.redirect_stdout(terminal):
+        assert run_command(words) == 0
+    assert terminal.getvalue() == wanted
+    assert len([part for part in parts if part]) > 2
+
+
+@every_mode
 def test_evaluate_prints_one_object(mode):
     """Of the data that the run held out itself, its scores are those of the last evaluation, to 1e-6."""
     status, out, err = call("evaluate", finished(mode), "--data held-out.tsv")
