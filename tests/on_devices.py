@@ -8,11 +8,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax.traverse_util import flatten_dict
+from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.sharding import NamedSharding, PartitionSpec
 from variants import CHOICES, variables, variant
 
-from transformer_jax import ModelConfig, Transformer
+from transformer_jax import ModelConfig, Tokens, Transformer, generate
 from transformer_jax.checkpoint import Checkpoints, restore
 from transformer_jax.cli import run_command
 from transformer_jax.config import CheckpointConfig, LossConfig, Mode, OptimizerConfig, ParallelConfig
@@ -333,3 +333,33 @@ def test_the_compiler_warns_where_it_gathers_a_whole_array(capfd):
 
     jax.jit(move)(jnp.ones((8, 8)))
     assert WARNING in capfd.readouterr().err
+
+
+# --- decoding
+
+
+@pytest.mark.parametrize(
+    "mesh", ["data=2,fsdp=2,tensor=2", pytest.param("data=2,context=2,tensor=2", marks=pytest.mark.slow)]
+)
+@every_mode
+def test_decoding_is_the_same_on_a_mesh(mode, mesh):
+    """Greedily, by beams and with a draft: the tokens of one device, whose prompts differ in length; scores to 1e-9."""
+    config = exact("rope-gqa", mode, vocab_size=24)
+    params = jax.tree.map(lambda x: np.asarray(x, np.float64), variables(variant("rope-gqa", mode))["params"])
+    params = unflatten_dict(
+        {path: np.resize(x, [24 if n == 23 else n for n in x.shape]) for path, x in flatten_dict(params).items()}
+    )
+    ids = np.random.default_rng(0).integers(1, 24, (4, 8))
+    prompt = Tokens.from_ids(ids * (np.arange(8) >= [[0], [3], [6], [0]]), pad_id=0)
+    source = Tokens.from_ids(ids[::-1] * (np.arange(8) < [[8], [5], [2], [8]]), pad_id=0) if mode == MODES[0] else None
+    model, options = Transformer(config), dict(source=source, max_new_tokens=8, eos_id=[3, 7])
+    for more in ({}, dict(beam_size=3, num_return=2), dict(draft=True)):
+        found = []
+        for partitioner in (on("jit"), on(mesh)):
+            here = params if partitioner.mesh is None else jax.device_put(params, partitioner.shardings(params))
+            draft = {"draft": (model, here)} if "draft" in more else {}
+            with partitioner.scope():
+                found.append(jax.tree.map(np.asarray, generate(model, here, prompt, **options, **(more | draft))))
+        np.testing.assert_array_equal(found[0].ids, found[1].ids)
+        np.testing.assert_array_equal(found[0].lengths, found[1].lengths)
+        np.testing.assert_allclose(found[0].scores, found[1].scores, rtol=0, atol=1e-9)

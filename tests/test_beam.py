@@ -1,5 +1,10 @@
 """Laws of beam search: it is a plain beam search over the whole uncached model, ids and scores."""
 
+import gzip
+import itertools
+import zlib
+from pathlib import Path
+
 import jax
 import numpy as np
 import pytest
@@ -8,7 +13,10 @@ from variants import SOURCE, TARGET, TINY, compiled, has_source, variables, vari
 
 from transformer_jax import Transformer
 from transformer_jax.decoding import generate_all
+from transformer_jax.decoding.batches import bucket
+from transformer_jax.decoding.generate import decode
 
+MULTI30K = Path(__file__).parents[2] / "shared/data/multi30k/test_2016_flickr.en.gz"
 V, NEW = TINY["vocab_size"], 8
 MODES = ("encoder-decoder", "decoder-only")
 # a window with a ring of slots, a prefix that sees all of itself, relative biases, experts whose places are counted
@@ -164,3 +172,42 @@ def test_any_number_of_prompts(config):
             outputs = [output for output in found if output.place == index]
             assert [output.ids.tolist() for output in outputs] == [list(ids) for ids, _ in wanted]
             np.testing.assert_allclose([o.score for o in outputs], [score for _, score in wanted], rtol=0, atol=1e-4)
+
+
+# --- how often it is compiled
+
+
+def compiles_of(config, sources, **options):
+    """How often the loop is compiled for so many sources, and their outputs by place."""
+    model, params = Transformer(config), variables(config)["params"]
+    before = decode._cache_size()
+    found = list(generate_all(model, params, [(ids, np.array([2])) for ids in sources], **options))
+    return decode._cache_size() - before, {output.place: output for output in found}
+
+
+def test_one_compile_for_a_bucket():
+    """Sources of 1 to 90 tokens have 4 buckets of length, whatever the last batch holds; again, and nothing is new."""
+    config = CONFIGS[0].replace(max_length=96)
+    sources = [np.arange(length) % (V - 1) + 1 for length in range(1, 91, 3)]
+    options = dict(beam_size=5, max_new_tokens=4, eos_id=3, batch_size=7)
+    count, found = compiles_of(config, sources, **options)
+    assert {bucket(len(ids), 96) for ids in sources} == {32, 48, 64, 96}
+    assert 1 <= count <= 4
+    assert sorted(found) == list(range(len(sources)))
+    again, outputs = compiles_of(config, sources[::-1][:20], **options)
+    assert again == 0
+    assert all(outputs[n].ids.tolist() == found[len(sources) - 1 - n].ids.tolist() for n in outputs)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not MULTI30K.exists(), reason="needs Multi30k, which is not part of the project")
+def test_a_thousand_sentences_take_few_compiles():
+    """Multi30k's test set by words of its own, beam 5: at most 6 compiles."""
+    with gzip.open(MULTI30K, "rt", encoding="utf-8") as file:
+        lines = [line.split() for line in itertools.islice(file, 1000)]
+    assert len(lines) == 1000
+    sources = [np.array([zlib.crc32(word.encode()) % (V - 4) + 4 for word in line], np.int32) for line in lines]
+    options = dict(beam_size=5, max_new_tokens=48, eos_id=3, batch_size=64)
+    count, found = compiles_of(CONFIGS[0].replace(max_length=64), sources, **options)
+    assert count <= 6
+    assert len(found) == 1000

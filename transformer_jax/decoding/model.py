@@ -89,7 +89,9 @@ def follow(
     """
     (B, T), lineage = ids_BT.shape, None
     places_BT = places_B[:, None] + (jnp.zeros(T, jnp.int32) if beams else jnp.arange(T))
-    places_BT = jnp.minimum(places_BT, model.config.max_length - 1)  # rows that have ended are still computed
+    places_BT = jnp.minimum(places_BT, model.config.max_length - 1).astype(
+        jnp.int32
+    )  # rows that have ended are still computed
     if beams:
         lineage = jnp.broadcast_to(jnp.eye(T, dtype=bool), (B, T, T))
     tokens = Tokens(ids_BT, jnp.ones((B, T), jnp.int32), places_BT, lineage=lineage)

@@ -158,7 +158,7 @@ def _decode(
         counts_BT &= length_B[:, None] + place_T < limit_B[:, None]
         slot_BT = jnp.where(counts_BT, length_B[:, None] + place_T, N)
         score_BT = jnp.take_along_axis(log_BTV, said_BT[..., None], -1)[..., 0]
-        lengths = length_B + counts_BT.sum(1)
+        lengths = length_B + counts_BT.sum(1, dtype=jnp.int32)
         return state.replace(
             cache=cache,
             draft_cache=draft_cache,
