@@ -315,6 +315,9 @@ GENERATE = [
     Bad(
         "generate RUN --prompt a --parallel.strategy mesh --parallel.mesh tensor=3", "parallel.mesh='tensor=3' needs 3"
     ),
+    Bad("evaluate RUN --data pairs.tsv --score --limit 3", "--score is for all given targets"),
+    Bad("evaluate RUN --data text.txt --score", "--data holds text, and the run was trained on pairs"),
+    Bad("evaluate RUN --data pairs.tsv --beam-size 0", "beam-size=0 must be at least 1"),
     Bad("bench", "bench: WHAT is missing. One of generate"),
     Bad("bench generat", "bench: Unknown benchmark 'generat'. Did you mean 'generate'"),
     Bad("bench generate --case gpt3", "--case gpt3: one of gpt2-batch-1"),

@@ -278,7 +278,7 @@ def test_beams_objects_and_prefixes(mode):
     words = "--beam-size 3 --num-return 2 --max-new-tokens 8"
     status, out, err = call("generate", run, words, stdin="\n".join(prompts))
     assert (status, out.count("\n"), err) == (0, 6, "")
-    status, found, err = call("generate", run, words, "--json", "True", stdin="\n".join(prompts))
+    status, found, err = call("generate", run, words, "--json", stdin="\n".join(prompts))
     objects, tokenizer = [json.loads(line) for line in found.splitlines()], load_run(run).tokenizer
     assert [(o["line"], o["prompt"]) for o in objects] == [*enumerate(prompts, 1)]
     assert [answer["text"] for o in objects for answer in o["outputs"]] == out.splitlines()
@@ -339,6 +339,22 @@ def test_evaluate_prints_one_object(mode):
 
 
 @every_mode
+def test_scores_of_given_targets_add_up_to_the_loss(mode):
+    """One line a pair, in order; their sum is the loss of `evaluate` times its tokens, to 1e-5."""
+    status, out, err = call("evaluate", finished(mode), "--data held-out.tsv --score")
+    assert (status, err) == (0, "")
+    scores = [float(line) for line in out.splitlines()]
+    whole = json.loads(call("evaluate", finished(mode), "--data held-out.tsv")[1])
+    assert len(scores) == 12
+    assert -sum(scores) == pytest.approx(whole["loss"] * whole["tokens"], rel=1e-5)
+    Path("three.tsv").write_text("".join(LINES[110:113]))
+    some = call("evaluate", finished(mode), "--data three.tsv --score --batch-size 2")[1]
+    assert [float(line) for line in some.splitlines()] == pytest.approx(scores[2:5], abs=1e-4)
+    beams = json.loads(call("evaluate", finished(mode), "--data held-out.tsv --beam-size 3 --int8-cache")[1])
+    assert (beams["loss"], beams["decoded"]) == (whole["loss"], 12)
+
+
+@every_mode
 def test_plain_text_works_in_both_modes(mode):
     """Span corruption with an encoder, causal without: bits a byte are given where all is predicted."""
     run = finished(mode, "text")
@@ -347,6 +363,13 @@ def test_plain_text_works_in_both_modes(mode):
     status, out, err = call("evaluate", run, "--data text.txt")
     assert (status, err) == (0, "")
     assert ("bits_per_byte" in json.loads(out)) == (mode == "decoder-only")
+    status, out, err = call("evaluate", run, "--data text.txt --score")
+    if mode == "decoder-only":
+        assert (status, out.count("\n"), err) == (0, 1, "")
+        assert float(out) < -1000
+    else:
+        assert (status, out) == (2, "")
+        assert "span-corruption gives a text no probability" in err
     prompt = "the cat <extra_id_0> mat" if mode == "encoder-decoder" else "the cat"
     status, out, err = call("generate", run, "--max-new-tokens 8 --prompt", [prompt])
     assert (status, out.count("\n"), err) == (0, 1, "")

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import re
 import sys
 from collections.abc import Callable
@@ -101,10 +102,24 @@ class EvaluateArguments:
     """Rows computed together; 0 is the run's."""
     output: Path | None = None
     """Where the outputs for pairs go, one a line."""
+    score: bool = False
+    """Print the log-probability of each given target or text instead, in nats, one a line."""
+    beam_size: int = 1
+    """Width of the beam search for the outputs; 1 is greedy."""
+    length_penalty: float = 1.0
+    """Exponent on the length that a beam's score is divided by."""
+    int8_cache: bool = False
+    """Decode with keys and values in 8 bits."""
 
     def __post_init__(self) -> None:
         if not 1 <= len(self.data) <= 2:
             raise ValueError(f"--data takes one path, or two parallel files; got {len(self.data)}.")
+        if self.beam_size < 1:
+            raise ValueError(f"beam-size={self.beam_size} must be at least 1.")
+        if not math.isfinite(self.length_penalty):
+            raise ValueError(f"length-penalty={self.length_penalty} must be finite.")
+        if self.score and (self.output is not None or self.limit):
+            raise ValueError("--score is for all given targets and decodes nothing: without --output and --limit.")
         for name in ("limit", "batch_size"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name.replace('_', '-')}={getattr(self, name)} must be at least 0.")
@@ -112,15 +127,25 @@ class EvaluateArguments:
 
 def command_evaluate(arguments: list[str]) -> int:
     """prints a run's scores on data as one JSON object"""
-    args = parse(EvaluateArguments, "transformer-jax evaluate", arguments, "Prints a run's scores as one JSON object.")
+    about = "Prints a run's scores as one JSON object."
+    args = parse(EvaluateArguments, "transformer-jax evaluate", arguments, about, switches=True)
     from transformer_jax.data.sources import files_of, read
-    from transformer_jax.evaluate import evaluate_run
+    from transformer_jax.evaluate import check_kind, evaluate_run
     from transformer_jax.run import load_run
 
     paths = tuple(map(str, args.data))
     corpus, run = read(paths), load_run(args.run, args.checkpoint)
     check_output(args.output, "--output", *files_of(paths), *papers(args.run))
-    scores, outputs = evaluate_run(run, corpus, args.batch_size, args.limit)
+    if args.score:
+        from transformer_jax.scoring import score_corpus
+
+        check_kind(run, corpus)
+        batch_size = args.batch_size or run.config.batch_size
+        for log_prob in score_corpus(run.model, run.params, corpus, run.config, run.tokenizer, batch_size):
+            print(f"{log_prob:.6f}")
+        return 0
+    decoding = dict(beam_size=args.beam_size, length_penalty=args.length_penalty, int8_cache=args.int8_cache)
+    scores, outputs = evaluate_run(run, corpus, args.batch_size, args.limit, **decoding)
     if args.output is not None:
         write_output(args.output, "--output", "".join(output.replace("\n", "\\n") + "\n" for output in outputs))
     print(json.dumps(scores, indent=2))

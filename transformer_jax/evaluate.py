@@ -99,18 +99,26 @@ def target_bytes(corpus: Corpus) -> int:
     return sum(len(text.encode()) for text in texts)
 
 
-def evaluate_run(run: Run, corpus: Corpus, batch_size: int = 0, limit: int = 0) -> tuple[dict[str, Any], list[str]]:
-    """A run's scores on a corpus and, for pairs, its greedy outputs; `limit` decodes so many pairs at most, 0 all.
+def check_kind(run: Run, corpus: Corpus) -> None:
+    """Raises InputError where a corpus is not of the kind that a run was trained on."""
+    kind = "pairs" if run.config.data.objective == "sequence-to-sequence" else "text"
+    if corpus.kind != kind:
+        raise InputError(f"--data holds {corpus.kind}, and the run was trained on {kind}.")
 
-    Bits per byte are given where every byte is predicted: for pairs and for causal language modelling.
+
+def evaluate_run(
+    run: Run, corpus: Corpus, batch_size: int = 0, limit: int = 0, **decoding: Any
+) -> tuple[dict[str, Any], list[str]]:
+    """A run's scores on a corpus and, for pairs, its outputs; `limit` decodes so many pairs at most, 0 all.
+
+    Bits per byte are given where every byte is predicted: for pairs and for causal language modelling. Outputs are
+    greedy where `decoding`, options of `generate_all`, does not say otherwise.
 
     Raises:
         InputError: the corpus is not of the run's kind, or a pair is too long.
     """
+    check_kind(run, corpus)
     config, partitioner = run.config, Partitioner("jit", None)
-    kind = "pairs" if config.data.objective == "sequence-to-sequence" else "text"
-    if corpus.kind != kind:
-        raise InputError(f"--data holds {corpus.kind}, and the run was trained on {kind}.")
     rows, corpus, _ = make_rows("evaluate", corpus, config, run.tokenizer)
     scores: dict[str, Any] = {"step": run.step, "examples": len(corpus)}
     batch_size = min(batch_size, len(rows)) or config.batch_size
@@ -120,5 +128,5 @@ def evaluate_run(run: Run, corpus: Corpus, batch_size: int = 0, limit: int = 0) 
     if not isinstance(corpus, Pairs):
         return scores, []
     chosen = corpus.take(slice(limit or len(corpus)))
-    outputs = answer(chosen.sources, run.model, run.params, config, run.tokenizer)
+    outputs = answer(chosen.sources, run.model, run.params, config, run.tokenizer, **decoding)
     return scores | {"decoded": len(chosen)} | translation_scores(outputs, chosen.targets), outputs

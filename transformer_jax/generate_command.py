@@ -174,7 +174,8 @@ def _streamed(run: "Run", prompt: "Prompt", options: dict[str, Any]) -> Iterator
 
 def command_generate(arguments: list[str]) -> int:
     """answers or continues prompts, one a line"""
-    args = parse(GenerateArguments, "transformer-jax generate", arguments, "Answers or continues prompts, one a line.")
+    about = "Answers or continues prompts, one a line."
+    args = parse(GenerateArguments, "transformer-jax generate", arguments, about, switches=True)
     from transformer_jax.partition import Partitioner
     from transformer_jax.run import load_run
 
