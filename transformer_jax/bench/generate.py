@@ -191,22 +191,27 @@ def bench_generate(cases: list[str], repeats: int, say: Callable[[str], None]) -
     return result
 
 
-def table(result: dict[str, Any]) -> Any:
-    """The result as a table for a terminal."""
-    from rich.box import SIMPLE
-    from rich.table import Table
+COLUMNS = ("case", "way", "tokens/s", "spread", "ours / it", "of the bound")
 
-    table = Table(box=SIMPLE, padding=(0, 1, 0, 0))
-    table.add_column("case")
-    table.add_column("way")
-    for column in ("tokens/s", "spread", "ours / it", "of the bound"):
-        table.add_column(column, justify="right")
+
+def rows(result: dict[str, Any]) -> list[tuple[str, ...]]:
+    """The result as rows of COLUMNS, and what else is to be said of it."""
+    found = []
     for name, case in result["cases"].items():
         last = [way for way in case["ways"] if way != peers.NAME][-1]
         for way, row in case["ways"].items():
             share = f"{case['share_of_bound']:.0%}" if way == last else ""
             rate = f"{row['tokens_per_second']:,.1f}"
-            table.add_row(name, way, rate, f"{row['spread']:.0%}", f"{row['ours_is_faster_by']:.2f}", share)
-            name = ""
-        table.add_section()
-    return table
+            found.append((name, way, rate, f"{row['spread']:.0%}", f"{row['ours_is_faster_by']:.2f}", share))
+    return found
+
+
+def remarks(result: dict[str, Any]) -> list[str]:
+    """What else is to be said of the result."""
+    found = []
+    if "time_of_1024_tokens_over_128" in result:
+        found.append(f"1,024 tokens take {result['time_of_1024_tokens_over_128']:.2f} times as long as 128.")
+    about = ", ".join(f"{name} {number}" for name, number in result["versions"].items() if number)
+    rate = result["read_bytes_per_second"] / 1e9
+    found.append(f"{result['device']}, which reads {rate:.1f} GB/s; {about}; medians of {result['repeats']} turns.")
+    return found
