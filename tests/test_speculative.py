@@ -19,7 +19,7 @@ PAIRS = [
     (variant("plain", "encoder-decoder"), variant("rope-gqa", "encoder-decoder"), 4),
     (variant("rope-gqa"), variant("plain"), 3),
     (variant("alibi-window"), variant("rope-llama3"), 5),  # both with rings of slots
-    (variant("none-prefix"), variant("alibi-cross"), 2),
+    pytest.param(variant("none-prefix"), variant("alibi-cross"), 2, marks=pytest.mark.slow),
 ]
 every_pair = pytest.mark.parametrize(("config", "small", "tokens"), PAIRS, ids=lambda x: getattr(x, "position", None))
 

@@ -7,14 +7,16 @@ import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+import tyro
 
 from transformer_jax.bench.command import command_bench
 from transformer_jax.config import RunConfig
 from transformer_jax.config_checks import at_least, nearest
-from transformer_jax.config_file import opened, read_config
+from transformer_jax.config_file import flat, opened, read_config
 from transformer_jax.errors import ERRORS, InputError
-from transformer_jax.files import check_output, write_output
+from transformer_jax.files import check_output, decode, write_output
 from transformer_jax.flags import RunFolder, papers, parse
 from transformer_jax.generate_command import command_generate
 from transformer_jax.recipes import RECIPES, find_recipe
@@ -154,27 +156,65 @@ def command_evaluate(arguments: list[str]) -> int:
 
 @dataclasses.dataclass(frozen=True)
 class DescribeArguments(RunConfig):
-    """A run's settings, and what to plan it for."""
+    """A run's settings, and what to plan it for; or a text for which a trained run's attention is drawn."""
 
     devices: int | None = None
     """Plan before you pay: compile a training step for so many devices, which this machine's CPU plays, split as
     --parallel.mesh says, and print what each of them holds, computes and sends. None: as many as the mesh names."""
     accelerator: str | None = None
     """Plan for this one, such as h100. None: all that are known."""
+    prompt: str | None = None
+    """What a trained RUN answers or continues, for --attention."""
+    attention: Path | None = None
+    """Where a picture (.png, .svg or .pdf) of what every head of RUN looks at meanwhile goes."""
+    target: str | None = None
+    """For --attention: what RUN says. None: what it finds likeliest, token by token."""
+    reads: Annotated[str, tyro.conf.arg(name="checkpoint")] = "newest"
+    """For --attention: the checkpoint to read: newest, best (as --checkpoint.best of the run says), or a step."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         at_least(self, 1, "devices")
+        if (self.prompt is None) != (self.attention is None):
+            raise ValueError("--prompt and --attention need each other: a text, and where its picture goes.")
+        if self.attention is None and (self.target is not None or self.reads != "newest"):
+            raise ValueError("--target and --checkpoint are for --attention.")
+        if self.attention is not None and self.attention.suffix.lower() not in (".png", ".svg", ".pdf"):
+            raise ValueError(f"--attention {self.attention} must end in .png, .svg or .pdf.")
+
+
+def _draw_attention(folder: str, saved: RunConfig, args: DescribeArguments) -> int:
+    before, own = flat(saved), ("prompt", "attention", "target", "reads")
+    for name, value in flat(args).items():
+        if name not in own and value != before[name]:
+            raise InputError(f"--{name.replace('_', '-')}: not with --attention, which draws a run as it was trained.")
+    texts = {"--prompt": args.prompt, "--target": args.target}
+    texts = [decode(flag, text.encode(errors="surrogateescape")) for flag, text in texts.items() if text is not None]
+    path = args.attention
+    assert path is not None
+    check_output(path, "--attention", *papers(folder))
+    from transformer_jax.pictures import draw, look, summary, write_picture
+    from transformer_jax.run import load_run
+
+    run = load_run(folder, args.reads)
+    maps = look(run, *texts)
+    write_picture(path, "--attention", draw(maps, f"{run.config.recipe}, step {run.step}"))
+    print(f"{path}: {summary(maps)}")
+    return 0
 
 
 def command_describe(arguments: list[str]) -> int:
-    """prints the model of a recipe or a run as a table; with --devices N, what each of them would hold and do"""
+    """prints the model of a recipe or a run as a table, or what devices would hold and do; draws a run's attention"""
     if arguments and not arguments[0].startswith("-") and (Path(arguments[0]) / "config.json").exists():
-        default = opened(_as(DescribeArguments, read_config(Path(arguments[0]) / "config.json")))
+        saved = _as(DescribeArguments, read_config(Path(arguments[0]) / "config.json"))
         about = f"Describes {arguments[0]}."
-        run = parse(DescribeArguments, "transformer-jax describe RUN", arguments[1:], about, default)
+        run = parse(DescribeArguments, "transformer-jax describe RUN", arguments[1:], about, opened(saved))
+        if run.attention is not None:
+            return _draw_attention(arguments[0], saved, run)
     else:
         run = parse_run(arguments, "describe", DescribeArguments)
+        if run.attention is not None:
+            raise InputError("--attention draws a trained run: give its folder, not a recipe or --config.")
     meshed = any(word.partition("=")[0] == "--parallel.mesh" for word in arguments)
     if run.devices is None and run.accelerator is None and not meshed:
         from transformer_jax.describe import describe

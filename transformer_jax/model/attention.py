@@ -49,6 +49,20 @@ def soft_cap(x: Array, cap: float | None) -> Array:
     return x if cap is None else cap * jnp.tanh(x / cap)
 
 
+def attention_weights(q_BTHK: Array, k_BSGK: Array, sight: Sight, cap: float | None) -> Array:
+    """How much of each key a query takes, [B, G, H / G, T, S]: the softmax of `softmax_attention`."""
+    B, T, H, K = q_BTHK.shape
+    G = k_BSGK.shape[2]
+    q_BTGHK = q_BTHK.reshape(B, T, G, H // G, K)
+    kind = jnp.promote_types(q_BTHK.dtype, jnp.float32)
+    logits_BGHTS = jnp.einsum("BTGHK,BSGK->BGHTS", q_BTGHK, k_BSGK, preferred_element_type=kind)
+    if sight.bias_BHTS is not None:
+        logits_BGHTS += sight.bias_BHTS.reshape(B, G, H // G, *sight.bias_BHTS.shape[-2:])
+    mask = sight.mask_BTS[:, None, None]
+    weights_BGHTS = jax.nn.softmax(jnp.where(mask, soft_cap(logits_BGHTS, cap), jnp.finfo(kind).min), -1)
+    return jnp.where(mask, weights_BGHTS, 0)
+
+
 def softmax_attention(
     q_BTHK: Array, k_BSGK: Array, v_BSGK: Array, sight: Sight, cap: float | None, keep_BHTS: Array | None
 ) -> Array:
@@ -57,23 +71,10 @@ def softmax_attention(
     Each of the G key/value heads serves H / G query heads. Logits and softmax are at least float32. A query that sees
     no key gets zeros. `keep_BHTS` multiplies the weights.
     """
-    B, T, H, K = q_BTHK.shape
-    G = k_BSGK.shape[2]
-    q_BTGHK = q_BTHK.reshape(B, T, G, H // G, K)
-    kind = jnp.promote_types(q_BTHK.dtype, jnp.float32)
-    logits_BGHTS = jnp.einsum("BTGHK,BSGK->BGHTS", q_BTGHK, k_BSGK, preferred_element_type=kind)
-
-    def grouped(x_BHTS: Array) -> Array:
-        return x_BHTS.reshape(B, G, H // G, *x_BHTS.shape[-2:])
-
-    if sight.bias_BHTS is not None:
-        logits_BGHTS += grouped(sight.bias_BHTS)
-    mask = sight.mask_BTS[:, None, None]
-    weights_BGHTS = jax.nn.softmax(jnp.where(mask, soft_cap(logits_BGHTS, cap), jnp.finfo(kind).min), -1)
-    weights_BGHTS = jnp.where(mask, weights_BGHTS, 0)
+    weights_BGHTS = attention_weights(q_BTHK, k_BSGK, sight, cap)
     if keep_BHTS is not None:
-        weights_BGHTS *= grouped(keep_BHTS)
-    return jnp.einsum("BGHTS,BSGK->BTGHK", weights_BGHTS.astype(q_BTHK.dtype), v_BSGK).reshape(B, T, H, K)
+        weights_BGHTS *= keep_BHTS.reshape(weights_BGHTS.shape)
+    return jnp.einsum("BGHTS,BSGK->BTGHK", weights_BGHTS.astype(q_BTHK.dtype), v_BSGK).reshape(q_BTHK.shape)
 
 
 def attend(q_BTHK: Array, kv: KeyValue, sight: Sight, cap: float | None, keep_BHTS: Array | None = None) -> Array:
@@ -152,6 +153,9 @@ class Attention(nn.Module):
 
     def __call__(self, q_BTHK: Array, kv: KeyValue, sight: Sight) -> Array:
         config, rate = self.config, self.config.attention_dropout_rate
+        if self.is_mutable_collection("attention") and not self.is_initializing():  # somebody wants to look at it
+            weights_BGHTS = attention_weights(q_BTHK, kv.k_BSGK, sight, config.attention_softcap)
+            self.sow("attention", "weights_BHTS", jax.lax.collapse(weights_BGHTS, 1, 3))
         keep_BHTS = None
         if rate and self.has_rng("dropout"):
             shape = (*q_BTHK.shape[:1], config.num_heads, *sight.mask_BTS.shape[1:])

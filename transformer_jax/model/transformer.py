@@ -133,7 +133,7 @@ class Round(nn.Module):
 
 def scanned(length: int) -> Any:
     """A Round that is repeated so often with parameters of its own each time."""
-    each, same = {"params": 0, "sums": 0, "nonfinite": 0}, nn.broadcast
+    each, same = {"params": 0, "sums": 0, "nonfinite": 0, "attention": 0}, nn.broadcast
     keys = {"params": True, "dropout": True}
     over = {"__call__": (0, 0, same), "remember": (same, same)}
     methods = {
