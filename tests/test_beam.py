@@ -5,7 +5,6 @@ import itertools
 import zlib
 from pathlib import Path
 
-import jax
 import numpy as np
 import pytest
 from test_decoding import PROMPTS, SOURCES, padded, run, slow_greedy, source_of
@@ -24,13 +23,6 @@ CONFIGS = [variant("plain", MODES[0]), variant("rope-gqa", MODES[1])]
 OTHERS = [variant("alibi-window"), variant("none-prefix"), variant("alibi-cross")]
 REST = [config for config in VARIANTS if config not in [*OTHERS, *CONFIGS] and config.dtype != "bfloat16"]
 every_mode = pytest.mark.parametrize("config", CONFIGS, ids=MODES)
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _quick_to_compile():
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
 
 
 def log_probs(config, row, sequences):

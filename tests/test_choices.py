@@ -1,5 +1,7 @@
 """Laws of how tokens are chosen: what may be said, what is drawn, and what is kept of a long text."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -15,13 +17,6 @@ from transformer_jax.model.cache import Room
 law = settings(derandomize=True, deadline=None, max_examples=50)
 CONFIGS = [variant("plain", "encoder-decoder"), variant("rope-gqa")]
 every_mode = pytest.mark.parametrize("config", CONFIGS, ids=lambda config: config.mode)
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _quick_to_compile():
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
 
 
 # --- what may be said
@@ -147,7 +142,7 @@ def model_of(config):
 # --- what is kept
 
 
-@pytest.mark.parametrize("config", [*CONFIGS, variant("experts-scan")], ids=name)
+@pytest.mark.parametrize("config", [*CONFIGS, pytest.param(variant("experts-scan"), marks=pytest.mark.slow)], ids=name)
 def test_eight_bits_are_close(config):
     """Logits within 2 % of their spread and not the same, so it is on; a byte a number, and a scale for each head."""
     tokens, source = document(config, 3, 12), document(config, 4, 10) if has_source(config) else None
@@ -155,13 +150,12 @@ def test_eight_bits_are_close(config):
     memory = compiled(config, "encode")(params, source) if has_source(config) else None
 
     def run_through(int8):
-        logits, cache = Transformer(config).apply(
-            params, jax.tree.map(lambda x: x[:, :4], tokens), memory, None, Room(12, int8=int8), method="decode"
-        )
+        fill = jax.jit(functools.partial(Transformer(config).apply, room=Room(12, int8=int8), method="decode"))
+        logits, cache = fill(params, jax.tree.map(lambda x: x[:, :4], tokens), memory)
         found = []
         for place in range(4, 12):
             part = jax.tree.map(lambda x, n=place: x[:, n : n + 1], tokens)
-            logits, cache = Transformer(config).apply(params, part, memory, cache, method="decode")
+            logits, cache = compiled(config, "decode")(params, part, memory, cache)
             found.append(np.asarray(logits))
         return np.concatenate(found, 1), cache
 

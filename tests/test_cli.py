@@ -27,9 +27,9 @@ TINY = """--steps 6 --batch-size 4 --num-samples 8 --eval-every 3 --eval-rows 8 
     --data.tokenizer char --max-new-tokens 12 --optimizer.learning-rate 0.03"""
 MODES = ("encoder-decoder", "decoder-only")
 every_mode = pytest.mark.parametrize("mode", MODES)
-# JAX's settings by default, and those that compile quickly and keep what is compiled
+one_mode = pytest.mark.parametrize("mode", [MODES[0], pytest.param(MODES[1], marks=pytest.mark.slow)])
+# JAX's settings by default, and those that keep what is compiled
 SLOW = {
-    "jax_disable_most_optimizations": False,
     "jax_compilation_cache_dir": None,
     "jax_persistent_cache_min_compile_time_secs": 1.0,
     "jax_persistent_cache_min_entry_size_bytes": 0,
@@ -53,12 +53,12 @@ FILES = {
 
 @pytest.fixture(autouse=True, scope="module")
 def quick(tmp_path_factory):
-    """In a folder with the files; what is compiled is compiled quickly, and kept for the other runs of this file."""
+    """In a folder with the files; what is compiled is kept for the other runs of this file."""
     before, folder = Path.cwd(), tmp_path_factory.mktemp("cli")
     for name, content in FILES.items():
         (folder / name).write_bytes(content if isinstance(content, bytes) else content.encode())
     os.chdir(folder)
-    settings = dict(zip(SLOW, (True, str(folder / "compiled"), 0.0, -1)))
+    settings = dict(zip(SLOW, (str(folder / "compiled"), 0.0, -1)))
     for each in (settings, SLOW):
         for name, value in each.items():
             jax.config.update(name, value)
@@ -200,7 +200,8 @@ def test_the_time_limit_saves_and_exits_75():
 
 def start(settings, flags):
     """`python train.py` as a process with warnings as errors, which shares compiled functions with this one."""
-    env = os.environ | {name.upper(): str(value) for name, value in settings.items()} | {"PYTHONPATH": str(ROOT)}
+    env = {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1", "PYTHONPATH": str(ROOT)} | os.environ  # as in conftest.py
+    env |= {name.upper(): str(value) for name, value in settings.items()}
     words = [sys.executable, "-W", "error", str(ROOT / "train.py"), *flags.split()]
     return subprocess.Popen(words, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
@@ -245,7 +246,7 @@ def test_train_py_reads_dates(quick):
 # --- what one does with a run
 
 
-@every_mode
+@one_mode
 def test_generate_answers_line_by_line(mode):
     """From --prompt, stdin or a file, to stdout or a file, in batches of any size: the same lines in order."""
     run, prompts = finished(mode), ["", *(source for source, _ in dates(5))]
@@ -270,7 +271,7 @@ def test_sampling_is_its_seed():
     assert len(drawn("--max-new-tokens 2")[1].strip()) <= 2
 
 
-@every_mode
+@one_mode
 def test_beams_objects_and_prefixes(mode):
     """Several outputs for a prompt stand one after the other, the best first; as objects they have ids and scores."""
     run = finished(mode)
@@ -290,7 +291,7 @@ def test_beams_objects_and_prefixes(mode):
     assert (status, out[:2], err) == (0, "19", "")
 
 
-@every_mode
+@one_mode
 def test_a_draft_changes_nothing(mode):
     """A run proposes for itself, in batches; drawn outputs come from its own seed."""
     run, prompts = finished(mode), "\n".join(source for source, _ in dates(4))
@@ -338,7 +339,7 @@ def test_evaluate_prints_one_object(mode):
     assert (limited["loss"], limited["decoded"]) == (scores["loss"], 5)
 
 
-@every_mode
+@one_mode
 def test_scores_of_given_targets_add_up_to_the_loss(mode):
     """One line a pair, in order; their sum is the loss of `evaluate` times its tokens, to 1e-5."""
     status, out, err = call("evaluate", finished(mode), "--data held-out.tsv --score")
@@ -354,7 +355,7 @@ def test_scores_of_given_targets_add_up_to_the_loss(mode):
     assert (beams["loss"], beams["decoded"]) == (whole["loss"], 12)
 
 
-@every_mode
+@one_mode
 def test_plain_text_works_in_both_modes(mode):
     """Span corruption with an encoder, causal without: bits a byte are given where all is predicted."""
     run = finished(mode, "text")
@@ -392,7 +393,9 @@ def test_help_names_every_flag():
     assert all(call(name, "--help")[0] == 0 and name in call("--help")[1] for name in COMMANDS)
 
 
-@pytest.mark.parametrize("data", ["bytes --data.train emoji.txt", "unigram --data.train text.txt"])
+@pytest.mark.parametrize(
+    "data", ["bytes --data.train emoji.txt", pytest.param("unigram --data.train text.txt", marks=pytest.mark.slow)]
+)
 def test_runs_stop_and_go_on_with_any_tokenizer(tmp_path, data):
     """Also where a letter of the samples is four tokens, and where the library rounds what it saves."""
     flags = ("--data.tokenizer-size 60 --workdir", tmp_path, "--data.tokenizer", data)

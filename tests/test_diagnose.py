@@ -19,14 +19,6 @@ MODES = ("encoder-decoder", "decoder-only")
 every_mode = pytest.mark.parametrize("mode", MODES)
 
 
-@pytest.fixture(autouse=True, scope="module")
-def quick():
-    """Compiles quickly: all checks here are of which numbers are finite."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
 def batch_of(config):
     target, source = example(config)
     return Batch(target, np.asarray(target.ids), np.ones(target.ids.shape, np.float32), source)
@@ -57,7 +49,11 @@ def where(config, params):
     [
         ("plain", "decoder-only", "decoder/block_1/feed_forward/up/w_DF", "decoder/block_1/feed_forward"),
         ("plain", "decoder-only", "decoder/block_0/self_attention/out/w_HKD", "decoder/block_0/self_attention"),
-        ("plain", "encoder-decoder", "encoder/block_0/self_attention/value/w_DGK", "encoder/block_0/self_attention"),
+        pytest.param(
+            *("plain", "encoder-decoder", "encoder/block_0/self_attention/value/w_DGK"),
+            "encoder/block_0/self_attention",
+            marks=pytest.mark.slow,
+        ),
         ("plain", "encoder-decoder", "decoder/block_1/cross_attention/key/w_DGK", "decoder/block_1/cross_attention"),
         ("experts-scan", "decoder-only", "decoder/layers/block_1/feed_forward/up/w_EDF", "block_1/feed_forward"),
     ],
@@ -100,7 +96,7 @@ def same(one, other):
 
 
 @every_mode
-@pytest.mark.parametrize("value", [np.nan, np.inf])
+@pytest.mark.parametrize("value", [np.nan, pytest.param(np.inf, marks=pytest.mark.slow)])
 def test_a_step_that_is_not_finite_changes_nothing_but_the_step(mode, value):
     """Not parameters, optimizer state or average; the next good step is taken, and is what it would have been."""
     batch, step, state = setup(mode, ema_decay=0.9)

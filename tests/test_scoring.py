@@ -1,6 +1,5 @@
 """Laws of scoring: it is the sum of what the whole model says of each token, and what generation says of its own."""
 
-import jax
 import numpy as np
 import pytest
 from test_decoding import NEW, PROMPTS, SOURCES, V, next_log_probs, padded, run, slow_greedy
@@ -12,13 +11,6 @@ from transformer_jax.scoring import rolling, score
 
 CONFIGS = [variant("plain", "encoder-decoder"), variant("rope-gqa"), variant("none-prefix")]
 every_config = pytest.mark.parametrize("config", CONFIGS, ids=lambda config: f"{config.position}-{config.mode}")
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _quick_to_compile():
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
 
 
 def model_of(config):

@@ -24,13 +24,6 @@ PAIRS = [
 every_pair = pytest.mark.parametrize(("config", "small", "tokens"), PAIRS, ids=lambda x: getattr(x, "position", None))
 
 
-@pytest.fixture(autouse=True, scope="module")
-def _quick_to_compile():
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
 def draft_of(config):
     return Transformer(config), variables(config)["params"]
 
@@ -45,7 +38,11 @@ def test_greedily_the_tokens_are_the_same(config, small, tokens):
     np.testing.assert_allclose(result.scores, wanted.scores, rtol=0, atol=1e-4)
 
 
-@pytest.mark.parametrize(("config", "small", "tokens"), PAIRS[:2], ids=["encoder-decoder", "decoder-only"])
+@pytest.mark.parametrize(
+    ("config", "small", "tokens"),
+    [pytest.param(*PAIRS[0], marks=pytest.mark.slow), PAIRS[1]],
+    ids=["encoder-decoder", "decoder-only"],
+)
 def test_an_end_token_ends_its_row(config, small, tokens):
     """Also in the middle of what was proposed; and `max_length` ends it."""
     ids = run(config, padded(PROMPTS, 6)).ids

@@ -1,5 +1,6 @@
 """The layers that own parameters: linear maps, norms, embeddings, feed-forward and the residual around a sublayer."""
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -21,6 +22,27 @@ def at_least_float32(x: Array) -> Array:
     return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
 
+PARTS = 4  # of the contraction of a vector and a matrix
+
+
+def product(einsum: str, x: Array, w: Array, dtype: Any) -> Array:
+    """An einsum of x and a weight in `dtype`, None for x's own.
+
+    A vector times a matrix, which is what decoding one row does, is limited by memory. XLA's CPU backend reads the
+    matrix faster as a sum of products with parts of it, each of which lies in one piece.
+    """
+    (x_axes, w_axes), y_axes = einsum.partition("->")[0].split(","), einsum.partition("->")[2]
+    summed = [letter for letter in w_axes if letter not in y_axes]
+    length = math.prod(w.shape[: len(summed)])
+    vector = x.size == length and list(w_axes[: len(summed)]) == summed == [each for each in x_axes if each in w_axes]
+    if not vector or length % PARTS or jax.default_backend() != "cpu":
+        return jnp.einsum(einsum, x, w, preferred_element_type=dtype)
+    rows, kind = length // PARTS, jnp.promote_types(x.dtype, jnp.float32)
+    parts = jnp.einsum("PR,PRY->PY", x.reshape(PARTS, rows), w.reshape(PARTS, rows, -1), preferred_element_type=kind)
+    shape = [w.shape[w_axes.index(letter)] if letter in w_axes else 1 for letter in y_axes]
+    return parts.sum(0).reshape(shape).astype(dtype or x.dtype)
+
+
 def linear(x: Array, *maps: tuple[str, Array], dtype: Any = None, regather: bool = True) -> list[Array]:
     """Einsums of one x, such as `BTD,DHK->BTHK`, with several weights; the results in `dtype`, None for x's own.
 
@@ -30,12 +52,9 @@ def linear(x: Array, *maps: tuple[str, Array], dtype: Any = None, regather: bool
     et al. 2019, section 3).
     """
 
-    def product(spec: str, x: Array, w: Array) -> Array:
-        return jnp.einsum(spec, x, w.astype(x.dtype), preferred_element_type=dtype)
-
     mesh = mesh_in_use()
     if not mesh:
-        return [product(spec, x, w) for spec, w in maps]
+        return [product(spec, x, w.astype(x.dtype), dtype) for spec, w in maps]
     x_axes = maps[0][0].partition(",")[0]
     x_split = split(dict(zip(x_axes, x.shape, strict=True)), mesh)
     x_over = axes_of(x_split, x_axes)
@@ -54,7 +73,7 @@ def linear(x: Array, *maps: tuple[str, Array], dtype: Any = None, regather: bool
             w = gathered(varying(w, x_over, axes_of(have, w_axes)), w_axes, have, want)
             new = axes_of(want, w_axes)
             x_new = copies.setdefault(new, varying(x, new, x_over))
-            y = product(einsum, x_new, w)
+            y = product(einsum, x_new, w, dtype)
             over = axes_of(want, [letter for letter in x_axes if letter in w_axes and letter not in y_axes])
             results.append(jax.lax.psum(y, over) if over else y)
         return results
