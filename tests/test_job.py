@@ -113,6 +113,7 @@ def assert_same_run(one, other, steps):
         assert record["compiles"] == other[step]["compiles"] == 1
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("goes_on", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_two_processes_are_one(tmp_path, pairs, goes_on):
     """Two processes train to the losses of one with as many devices, 1e-5; one speaks; the step is compiled once. Each

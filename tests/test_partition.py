@@ -22,6 +22,7 @@ EIGHT = {
 }
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("laws", ["encoder-decoder", "not encoder-decoder"])
 @pytest.mark.parametrize("marks", ["not slow", pytest.param("slow", marks=pytest.mark.slow)])
 def test_laws_of_eight_devices(laws, marks):

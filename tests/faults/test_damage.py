@@ -40,8 +40,9 @@ def found_by_hashes(halfway, flips=100):
     return result
 
 
+@pytest.mark.long
 def test_every_damage_is_found(halfway):
-    result = found_by_hashes(halfway, flips=5)
+    result = found_by_hashes(halfway, flips=30)
     assert not result.failures
     assert result.tried > 6 * len(files_of(halfway[0] / "checkpoints" / str(HALF)))
 
@@ -69,6 +70,7 @@ def tally(halfway, every=1):
     return found
 
 
+@pytest.mark.long
 def test_a_damaged_run_goes_on_from_the_older_one(halfway):
     assert not tally(halfway, every=90).failures
 
@@ -78,6 +80,7 @@ def test_every_damaged_run_goes_on(halfway):
     assert not tally(halfway).failures
 
 
+@pytest.mark.long
 def test_when_all_are_damaged_it_refuses(halfway):
     """Status 3, now and when it is started again; the numbers that were written stay."""
     run, words, _ = halfway

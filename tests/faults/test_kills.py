@@ -6,6 +6,7 @@ import pytest
 from runs import MODES, kills
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("mode", MODES)
 def test_five_kills_change_nothing(tmp_path, mode):
     tally = kills(tmp_path, runs=1, faults=5, signals=[signal.SIGKILL], modes=(mode,))

@@ -7,7 +7,7 @@ from surroundings import WORLDS, full_disk, full_tmpfs, other_topologies, other_
 every_mode = pytest.mark.parametrize("mode", MODES)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_full_disk_loses_nothing(tmp_path):
     assert not full_disk(tmp_path, MODES[1]).failures
 
@@ -21,11 +21,12 @@ def test_a_small_disk_that_grows(tmp_path, mode):
     assert not tally.failures
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_of_two_writers_one_trains(tmp_path):
     assert not two_writers(tmp_path, MODES[1]).failures
 
 
+@pytest.mark.long
 def test_settings_around_a_process_change_no_bit(tmp_path):
     name = list(WORLDS)[1]
     assert not other_worlds(tmp_path, MODES[1], {name: WORLDS[name]}).failures
