@@ -5,6 +5,7 @@ import itertools
 import zlib
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 from test_decoding import PROMPTS, SOURCES, padded, run, slow_greedy, source_of
@@ -13,6 +14,7 @@ from variants import SOURCE, TARGET, TINY, VARIANTS, compiled, has_source, name,
 from transformer_jax import Transformer
 from transformer_jax.decoding import generate_all
 from transformer_jax.decoding.batches import bucket
+from transformer_jax.decoding.beam import top_k
 from transformer_jax.decoding.generate import decode
 
 MULTI30K = Path(__file__).parents[2] / "shared/data/multi30k/test_2016_flickr.en.gz"
@@ -99,6 +101,17 @@ def test_lengths_are_weighed(penalty):
     result = run(config, padded(PROMPTS, 6), length_penalty=penalty, **options)
     for row in range(3):
         assert_same(result, slow_beams(config, row, 3, stops, penalty), row, 3)
+
+
+@pytest.mark.parametrize("size", [1, 7, 100, 1000, 10_007])
+def test_the_best_are_those_of_the_library(size):
+    """Ties, and what is never said, included; `width` values alone, so that most are ties."""
+    for width in (2, 10**6):
+        x = np.random.default_rng(size).integers(0, width, (3, 2, size)).astype(np.float32)
+        x[0, 0, 1 : size - size // 4] = -np.inf
+        for k in {1, min(4, size), min(16, size)}:
+            for got, wanted in zip(jax.jit(top_k, static_argnums=1)(x, k), jax.lax.top_k(x, k), strict=True):
+                np.testing.assert_array_equal(got, wanted)
 
 
 @every_mode

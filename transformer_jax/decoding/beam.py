@@ -4,6 +4,7 @@ Each slot of the cache remembers which beams descend from it (`Tokens.lineage`).
 changes those bits and nothing else; the prompt and the source are read once, however many beams there are.
 """
 
+import math
 from typing import Any
 
 import jax
@@ -70,6 +71,21 @@ def first(model: Transformer, params: Any, request: Request, plan: Plan) -> Beam
     return _extended(state, logits_BWV, request, plan, request.limit(model, plan))
 
 
+def top_k(x: Array, k: int) -> tuple[Array, Array]:
+    """`jax.lax.top_k`, quicker for a long axis: the k best of all are in those k blocks whose maxima are the best."""
+    V = x.shape[-1]
+    width = math.isqrt(V)
+    blocks = -(-V // width)
+    if k * width > V // 2:
+        return jax.lax.top_k(x, k)
+    padded = jnp.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, blocks * width - V)], constant_values=-jnp.inf)
+    _, block = jax.lax.top_k(padded.reshape(*x.shape[:-1], blocks, width).max(-1), k)
+    place = (jnp.sort(block, -1)[..., None] * width + jnp.arange(width)).reshape(*x.shape[:-1], -1)
+    inside = jnp.where(place < V, jnp.take_along_axis(x, jnp.minimum(place, V - 1), -1), -jnp.inf)
+    best, among = jax.lax.top_k(inside, k)
+    return best, jnp.minimum(jnp.take_along_axis(place, among, -1), V - 1)
+
+
 def _extended(state: Beams, logits_BWV: Array, request: Request, plan: Plan, limit_B: Array) -> Beams:
     """Every beam followed by every token, and the best of all that.
 
@@ -79,19 +95,18 @@ def _extended(state: Beams, logits_BWV: Array, request: Request, plan: Plan, lim
     """
     (B, W, V), step, stops = logits_BWV.shape, state.step, request.stops
     length = (step + 1).astype(logits_BWV.dtype)
-    log_BWV = logits_BWV - jax.nn.logsumexp(logits_BWV, -1, keepdims=True)
-    log_BWV = jax.vmap(lambda x_BV: permitted(request.choice, x_BV, step), 1, 1)(log_BWV)
-    ending_BWE = state.sum_BW[..., None] + log_BWV[..., stops]
-    log_BWV = log_BWV.at[..., stops].set(-jnp.inf)
+    before_BW1 = (state.sum_BW - jax.nn.logsumexp(logits_BWV, -1))[..., None]
+    logits_BWV = jax.vmap(lambda x_BV: permitted(request.choice, x_BV, step), 1, 1)(logits_BWV)
+    ending_BWE = before_BW1 + logits_BWV[..., stops]
     # the W best of a row are among the W best of each beam
-    log_BWW, token_BWW = jax.lax.top_k(log_BWV, min(W, V))
+    logits_BWW, token_BWW = top_k(logits_BWV.at[..., stops].set(-jnp.inf), min(W, V))
     beams = jnp.arange(W)
 
     def follows(token: Array) -> tuple[Array, Array]:
         parent = jnp.broadcast_to(beams[:, None], token.shape[1:])
         return jnp.broadcast_to(parent, token.shape).reshape(B, -1), token.reshape(B, -1)
 
-    going = (state.sum_BW[..., None] + log_BWW).reshape(B, -1)
+    going = (before_BW1 + logits_BWW).reshape(B, -1)
     sum_BW, (parent_BW, token_BW) = best_of(going, W, follows(token_BWW))
 
     ends = follows(jnp.broadcast_to(stops, ending_BWE.shape))
