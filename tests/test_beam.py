@@ -71,7 +71,7 @@ def stops_of(config):
     return sorted({int(ids[0, 2]), int(ids[1, 4])})
 
 
-@pytest.mark.parametrize("size", [2, *(pytest.param(size, marks=pytest.mark.slow) for size in (3, 4, 5, 6, 7)), 8])
+@pytest.mark.parametrize("size", [2, *(pytest.param(size, marks=pytest.mark.long) for size in (3, 4, 5, 6, 7)), 8])
 @every_mode
 def test_it_is_a_plain_beam_search(config, size):
     """All of the `size` best, of three prompts at once, whose sequences end at different times."""
@@ -84,7 +84,7 @@ def test_it_is_a_plain_beam_search(config, size):
 
 
 @pytest.mark.parametrize(
-    "config", [*OTHERS, *(pytest.param(config, marks=pytest.mark.slow) for config in REST)], ids=name
+    "config", [*OTHERS, *(pytest.param(config, marks=pytest.mark.long) for config in REST)], ids=name
 )
 def test_so_it_is_with_other_models(config):
     stops = stops_of(config)
@@ -93,7 +93,7 @@ def test_so_it_is_with_other_models(config):
         assert_same(result, slow_beams(config, row, 4, stops), row, 4)
 
 
-@pytest.mark.parametrize("penalty", [-1.0, 0.6, 2.0])
+@pytest.mark.parametrize("penalty", [-1.0, 0.0, 0.6, 2.0])
 def test_lengths_are_weighed(penalty):
     config = variant("plain", MODES[0])
     stops = stops_of(config)

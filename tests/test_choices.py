@@ -142,7 +142,7 @@ def model_of(config):
 # --- what is kept
 
 
-@pytest.mark.parametrize("config", [*CONFIGS, pytest.param(variant("experts-scan"), marks=pytest.mark.slow)], ids=name)
+@pytest.mark.parametrize("config", [*CONFIGS, pytest.param(variant("experts-scan"), marks=pytest.mark.long)], ids=name)
 def test_eight_bits_are_close(config):
     """Logits within 2 % of their spread and not the same, so it is on; a byte a number, and a scale for each head."""
     tokens, source = document(config, 3, 12), document(config, 4, 10) if has_source(config) else None

@@ -27,7 +27,7 @@ TINY = """--steps 6 --batch-size 4 --num-samples 8 --eval-every 3 --eval-rows 8 
     --data.tokenizer char --max-new-tokens 12 --optimizer.learning-rate 0.03"""
 MODES = ("encoder-decoder", "decoder-only")
 every_mode = pytest.mark.parametrize("mode", MODES)
-one_mode = pytest.mark.parametrize("mode", [MODES[0], pytest.param(MODES[1], marks=pytest.mark.slow)])
+one_mode = pytest.mark.parametrize("mode", [MODES[0], pytest.param(MODES[1], marks=pytest.mark.long)])
 # JAX's settings by default, and those that keep what is compiled
 SLOW = {
     "jax_compilation_cache_dir": None,
@@ -200,7 +200,7 @@ def test_the_time_limit_saves_and_exits_75():
 
 def start(settings, flags):
     """`python train.py` as a process with warnings as errors, which shares compiled functions with this one."""
-    env = {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1", "PYTHONPATH": str(ROOT)} | os.environ  # as in conftest.py
+    env = {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"} | os.environ | {"PYTHONPATH": str(ROOT)}  # as in conftest.py
     env |= {name.upper(): str(value) for name, value in settings.items()}
     words = [sys.executable, "-W", "error", str(ROOT / "train.py"), *flags.split()]
     return subprocess.Popen(words, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
@@ -394,7 +394,7 @@ def test_help_names_every_flag():
 
 
 @pytest.mark.parametrize(
-    "data", ["bytes --data.train emoji.txt", pytest.param("unigram --data.train text.txt", marks=pytest.mark.slow)]
+    "data", ["bytes --data.train emoji.txt", pytest.param("unigram --data.train text.txt", marks=pytest.mark.long)]
 )
 def test_runs_stop_and_go_on_with_any_tokenizer(tmp_path, data):
     """Also where a letter of the samples is four tokens, and where the library rounds what it saves."""

@@ -141,7 +141,9 @@ def test_the_last_place_can_be_used(config):
 # --- sampling
 
 
-@pytest.mark.parametrize("config", CONFIGS[1:2])
+@pytest.mark.parametrize(
+    "config", [pytest.param(CONFIGS[0], marks=pytest.mark.long), CONFIGS[1]], ids=lambda config: config.mode
+)
 def test_drawing_from_the_best_alone_is_greedy(config):
     """top_k=1, the smallest top_p, a temperature near 0: whatever the key."""
     wanted = run(config, padded(PROMPTS, 6))

@@ -52,7 +52,7 @@ def where(config, params):
         pytest.param(
             *("plain", "encoder-decoder", "encoder/block_0/self_attention/value/w_DGK"),
             "encoder/block_0/self_attention",
-            marks=pytest.mark.slow,
+            marks=pytest.mark.long,
         ),
         ("plain", "encoder-decoder", "decoder/block_1/cross_attention/key/w_DGK", "decoder/block_1/cross_attention"),
         ("experts-scan", "decoder-only", "decoder/layers/block_1/feed_forward/up/w_EDF", "block_1/feed_forward"),
@@ -96,7 +96,7 @@ def same(one, other):
 
 
 @every_mode
-@pytest.mark.parametrize("value", [np.nan, pytest.param(np.inf, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("value", [np.nan, pytest.param(np.inf, marks=pytest.mark.long)])
 def test_a_step_that_is_not_finite_changes_nothing_but_the_step(mode, value):
     """Not parameters, optimizer state or average; the next good step is taken, and is what it would have been."""
     batch, step, state = setup(mode, ema_decay=0.9)

@@ -77,7 +77,7 @@ def expert(params, number):
     ("mode", "capacity"),
     [
         ("encoder-decoder", 0.0),
-        pytest.param("decoder-only", 1.0, marks=pytest.mark.slow),
+        pytest.param("decoder-only", 1.0, marks=pytest.mark.long),
         pytest.param("encoder-decoder", 1.0, marks=pytest.mark.slow),
         pytest.param("decoder-only", 0.0, marks=pytest.mark.slow),
     ],

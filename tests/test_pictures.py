@@ -214,7 +214,7 @@ def trained(mode):
     return run
 
 
-@pytest.mark.parametrize("mode", ["encoder-decoder", pytest.param("decoder-only", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("mode", ["encoder-decoder", pytest.param("decoder-only", marks=pytest.mark.long)])
 def test_describe_draws_what_is_said(mode):
     """The decoder's tokens are what `generate` says, or the target; the file has the size of the figure."""
     run = trained(mode)

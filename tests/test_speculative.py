@@ -19,7 +19,7 @@ PAIRS = [
     (variant("plain", "encoder-decoder"), variant("rope-gqa", "encoder-decoder"), 4),
     (variant("rope-gqa"), variant("plain"), 3),
     (variant("alibi-window"), variant("rope-llama3"), 5),  # both with rings of slots
-    pytest.param(variant("none-prefix"), variant("alibi-cross"), 2, marks=pytest.mark.slow),
+    pytest.param(variant("none-prefix"), variant("alibi-cross"), 2, marks=pytest.mark.long),
 ]
 every_pair = pytest.mark.parametrize(("config", "small", "tokens"), PAIRS, ids=lambda x: getattr(x, "position", None))
 
@@ -40,7 +40,7 @@ def test_greedily_the_tokens_are_the_same(config, small, tokens):
 
 @pytest.mark.parametrize(
     ("config", "small", "tokens"),
-    [pytest.param(*PAIRS[0], marks=pytest.mark.slow), PAIRS[1]],
+    [pytest.param(*PAIRS[0], marks=pytest.mark.long), PAIRS[1]],
     ids=["encoder-decoder", "decoder-only"],
 )
 def test_an_end_token_ends_its_row(config, small, tokens):

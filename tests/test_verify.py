@@ -89,9 +89,9 @@ def test_stacked_parameters_are_those_of_a_scan(label, mode):
 @pytest.mark.parametrize(
     ("name", "mode"),
     [
-        pytest.param("2 microbatches", "decoder-only", marks=pytest.mark.slow),
+        pytest.param("2 microbatches", "decoder-only", marks=pytest.mark.long),
         ("packed rows", "decoder-only"),
-        ("scan over layers", "decoder-only"),
+        pytest.param("scan over layers", "encoder-decoder", marks=pytest.mark.long),
         ("logits of cached decoding", "encoder-decoder"),
     ],
 )
