@@ -146,9 +146,7 @@ def step_bytes(case: Case) -> float:
     """
     params, config = random_params(case.config), case.config
     weights = sum(x.nbytes for x in jax.tree.leaves({name: part for name, part in params.items() if name != "encoder"}))
-    slots = case.new * case.beam_size / 2 + (case.length if config.mode == "decoder-only" else 1)
-    if config.mode == "encoder-decoder":
-        slots += case.length
+    slots = case.length + case.new * case.beam_size / 2
     return weights + 2 * 4 * case.batch * config.num_layers * config.num_kv_heads * config.head_dim * slots
 
 
