@@ -78,7 +78,7 @@ def numbers(config, strategy):
 
     def loss(params, batch):
         logits_BTV = model.apply({"params": params}, batch.target, batch.source)
-        sums = token_sums(logits_BTV, batch, SMOOTHING)
+        sums = token_sums(logits_BTV, batch.labels, batch.weights, SMOOTHING)
         return sums["loss"], (sums, logits_BTV)
 
     batch, partitioner = batches(config, ROWS // 2, packed=True)[0], on(strategy)

@@ -48,7 +48,7 @@ def slow_losses(logits, labels, config):
 
 @functools.cache
 def sums_of(config):
-    return jit(functools.partial(token_sums, config=config))
+    return jit(lambda logits, batch: token_sums(logits, batch.labels, batch.weights, config))
 
 
 @every_config
@@ -102,7 +102,7 @@ def test_padding_does_not_count_whatever_it_holds(config, value):
 @every_config
 def test_padding_gets_no_gradient(config):
     logits, batch = draw()
-    gradient = jit(jax.grad(lambda logits: token_sums(logits, batch, config)["loss"]))(logits)
+    gradient = jit(jax.grad(lambda logits: token_sums(logits, batch.labels, batch.weights, config)["loss"]))(logits)
     assert not np.any(gradient[batch.weights == 0])
     assert np.any(gradient[batch.weights > 0], -1).all()
 
@@ -134,7 +134,8 @@ def test_the_loss_of_a_model_is_that_of_its_logits(mode):
     loss = jit(make_loss(Transformer(config), CONFIGS["both"]))
     params = variables(config)["params"]
     value, sums = loss(params, batch, None)
-    wanted = token_sums(compiled(config)({"params": params}, target, source, rngs=None), batch, CONFIGS["both"])
+    logits = compiled(config)({"params": params}, target, source, rngs=None)
+    wanted = token_sums(logits, batch.labels, batch.weights, CONFIGS["both"])
     assert value == sums["loss"]
     for name in wanted:
         np.testing.assert_allclose(sums[name], wanted[name], rtol=1e-6, err_msg=name)

@@ -137,11 +137,14 @@ class LossConfig:
     """Weight of the loss that spreads the tokens of a row evenly over experts (Fedus et al. 2022, section 2.2)."""
     router_z_loss: float = 0.001
     """Weight of log(Z)^2 of the router's logits (Zoph et al. 2022, section 3.4)."""
+    logits_mib: int = 128
+    """Float32 logits that a device holds at a time, in MiB: tokens are taken in parts of that size, and gradients are
+    made with each part. 0: all at once."""
 
     def __post_init__(self) -> None:
         check_types(self)
         share(self, "label_smoothing")
-        at_least(self, 0, "z_loss", "balance_loss", "router_z_loss")
+        at_least(self, 0, "z_loss", "balance_loss", "router_z_loss", "logits_mib")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -20,7 +20,8 @@ Call = tuple[str, ...]  # a module's path and its method
 
 def _nonfinite(tree: Any) -> Array:
     """How many numbers of a tree are not finite."""
-    floats = [leaf for leaf in jax.tree.leaves(tree) if jnp.issubdtype(jnp.result_type(leaf), jnp.inexact)]
+    arrays = [leaf for leaf in jax.tree.leaves(tree) if isinstance(leaf, jax.Array | np.ndarray)]
+    floats = [leaf for leaf in arrays if jnp.issubdtype(leaf.dtype, jnp.inexact)]
     return sum((jnp.sum(~jnp.isfinite(leaf), dtype=jnp.float32) for leaf in floats), jnp.zeros(()))
 
 

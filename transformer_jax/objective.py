@@ -1,13 +1,16 @@
 """Batch and logits -> sums of loss, tokens and hits. Nothing is divided: sums add up over devices and microbatches."""
 
+import math
 from collections.abc import Callable
 from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
 
-from transformer_jax.axes import path_names
+from transformer_jax.axes import axes_of, gathered, mesh_in_use, path_names, spec, split, varying
 from transformer_jax.config import LossConfig
+from transformer_jax.model.attention import soft_cap
+from transformer_jax.model.gradients import matmul, sum_of_parts
 from transformer_jax.model.transformer import Transformer
 from transformer_jax.tokens import Batch
 
@@ -16,33 +19,104 @@ Sums = dict[str, Array]
 Loss = Callable[[Any, Batch, Array | None], tuple[Array, Sums]]
 
 
-def cross_entropy(logits_BTV: Array, labels_BT: Array, config: LossConfig) -> Array:
-    """The loss of each token in nats, [B, T], with label smoothing (Szegedy et al. 2016, section 7) and z-loss.
+def cross_entropy(logits_V: Array, labels: Array, config: LossConfig, over: tuple[str, ...] = ()) -> Array:
+    """The loss of each token in nats, [...], with label smoothing (Szegedy et al. 2016, section 7) and z-loss.
 
     Smoothing mixes the label with the uniform distribution over the whole vocabulary.
+
+    Args:
+        logits_V: [..., V].
+        labels: int32[...].
+        config: what is added.
+        over: mesh axes, within a `shard_map`, over which the vocabulary is split.
     """
-    log_z_BT = jax.nn.logsumexp(logits_BTV, -1)
-    label_BT = jnp.take_along_axis(logits_BTV, labels_BT[..., None], -1)[..., 0]
-    loss_BT = log_z_BT - label_BT
+    log_z, label = _log_z_and_label(logits_V, labels, over)[:2]
+    loss = log_z - label
     if config.label_smoothing:
-        even_BT = log_z_BT - jnp.mean(logits_BTV, -1)
-        loss_BT = (1 - config.label_smoothing) * loss_BT + config.label_smoothing * even_BT
-    return loss_BT + config.z_loss * jnp.square(log_z_BT) if config.z_loss else loss_BT
+        even = log_z - _added(jnp.sum(logits_V, -1), over) / (logits_V.shape[-1] * _devices(over))
+        loss = (1 - config.label_smoothing) * loss + config.label_smoothing * even
+    return loss + config.z_loss * jnp.square(log_z) if config.z_loss else loss
 
 
-def token_sums(logits_BTV: Array, batch: Batch, config: LossConfig) -> Sums:
-    """Sums over the tokens that count: `loss` in nats, `tokens`, and `correct` for those the model ranks first."""
-    loss_BT = cross_entropy(logits_BTV, jnp.asarray(batch.labels), config)
+def _added(x: Array, over: tuple[str, ...]) -> Array:
+    return jax.lax.psum(x, over) if over else x
+
+
+def _devices(over: tuple[str, ...]) -> int:
+    return math.prod(jax.lax.axis_size(axis) for axis in over)
+
+
+def _log_z_and_label(logits_V: Array, labels: Array, over: tuple[str, ...]) -> tuple[Array, Array, Array]:
+    """The logarithm of the softmax's denominator, the label's logit, and the largest logit, each [...]."""
+    columns = jnp.arange(logits_V.shape[-1])
+    if over:
+        columns += jax.lax.axis_index(over) * len(columns)
+    top = jax.lax.stop_gradient(logits_V).max(-1)
+    top = jax.lax.pmax(top, over) if over else top
+    # a stray infinity must not turn into a NaN of the difference
+    safe = jnp.where(jnp.isfinite(top), top, 0)
+    log_z = jnp.log(_added(jnp.exp(logits_V - safe[..., None]).sum(-1), over)) + safe
+    label = _added(jnp.where(columns == labels[..., None], logits_V, 0).sum(-1), over)
+    return log_z, label, top
+
+
+def token_sums(logits_V: Array, labels: Array, weights: Array, config: LossConfig, over: tuple[str, ...] = ()) -> Sums:
+    """Sums over the tokens that count: `loss` in nats, `tokens`, and `correct` for those the model ranks first.
+
+    See `cross_entropy`; `weights` are float32[...], 0 for tokens that do not count.
+    """
+    loss = cross_entropy(logits_V, labels, config, over)
     # the largest logit rather than argmax, which XLA does not vectorise on CPU; a tie counts as correct
-    label_BT = jnp.take_along_axis(logits_BTV, jnp.asarray(batch.labels)[..., None], -1)[..., 0]
-    correct_BT = label_BT >= logits_BTV.max(-1)
+    _, label, top = _log_z_and_label(logits_V, labels, over)
     # where, not times: padding must not pass on a NaN
-    counts_BT = jnp.asarray(batch.weights) > 0
     return {
-        "loss": jnp.sum(jnp.where(counts_BT, loss_BT * batch.weights, 0)),
-        "tokens": jnp.sum(batch.weights),
-        "correct": jnp.sum(correct_BT * batch.weights),
+        "loss": jnp.sum(jnp.where(weights > 0, loss * weights, 0)),
+        "tokens": jnp.sum(weights),
+        "correct": jnp.sum((label >= top) * weights),
     }
+
+
+def parts_of(tokens: int, vocab_size: int, mib: int) -> int:
+    """How many parts the tokens of a device are taken in, so that a part's float32 logits fit; one if `mib` is 0."""
+    return min(max(1, -(-tokens * vocab_size * 4 // (mib * 2**20))), tokens) if mib else 1
+
+
+def head_sums(x_BTD: Array, einsum: str, w: Array, batch: Batch, cap: float | None, config: LossConfig) -> Sums:
+    """`token_sums` of features and the output layer, a part of the tokens at a time.
+
+    On a mesh each device takes its own tokens and its part of the vocabulary.
+    """
+    w_axes, mesh = einsum.partition(",")[2].partition("->")[0], mesh_in_use()
+    x_split = split(dict(zip("BTD", x_BTD.shape, strict=True)), mesh)
+    lengths = dict(zip(w_axes, w.shape, strict=True))
+    have, want = split(lengths, mesh), split(lengths, mesh, x_split)
+    over, summed = want.get("V", ()), want.get("D", ())
+
+    def part(x_ND: Array, w: Array, rest: tuple[Array, Array]) -> tuple[Array, Sums]:
+        kind = jnp.promote_types(x_ND.dtype, jnp.float32)
+        logits_NV = _added(matmul(f"ND,{w_axes}->NV", x_ND, w, kind), summed)
+        sums = token_sums(soft_cap(logits_NV, cap), *rest, config, over)
+        return sums.pop("loss"), sums
+
+    def local(x_BTD: Array, w: Array, labels_BT: Array, weights_BT: Array) -> Sums:
+        if mesh:
+            x_over = axes_of(x_split, "BTD")
+            w = gathered(varying(w, x_over, axes_of(have, w_axes)), w_axes, have, want)
+            x_BTD = varying(x_BTD, axes_of(want, w_axes), x_over)
+        x_ND, tokens = x_BTD.reshape(-1, x_BTD.shape[-1]), labels_BT.size
+        parts = parts_of(tokens, w.shape[w_axes.index("V")], config.logits_mib)
+        arrays = (x_ND, labels_BT.reshape(-1), weights_BT.reshape(-1))
+        if tokens % parts:  # tokens without weight fill the last part
+            arrays = tuple(jnp.pad(a, [(0, -tokens % parts), *[(0, 0)] * (a.ndim - 1)]) for a in arrays)
+        loss, others = cast(tuple[Array, Sums], sum_of_parts(part, parts, arrays[0], w, arrays[1:]))
+        sums = {"loss": loss} | others
+        return jax.lax.psum(sums, axes_of(x_split, "BT")) if mesh else sums
+
+    inputs = (x_BTD, w.astype(x_BTD.dtype), jnp.asarray(batch.labels), jnp.asarray(batch.weights))
+    if not mesh:
+        return local(*inputs)
+    specs = (spec("BTD", x_split), spec(w_axes, have), spec("BT", x_split), spec("BT", x_split))
+    return jax.shard_map(local, in_specs=specs, out_specs=spec("", {}))(*inputs)
 
 
 def added_by_name(sown: Any) -> Sums:
@@ -62,11 +136,12 @@ def make_loss(model: Transformer, config: LossConfig) -> Loss:
 
     def loss(params: Any, batch: Batch, key: Array | None) -> tuple[Array, Sums]:
         rngs = None if key is None else {"dropout": key}
-        logits_BTV, sown = cast(
-            tuple[Array, Any],
-            model.apply({"params": params}, batch.target, batch.source, rngs=rngs, mutable=["sums"]),
+        variables, cap = {"params": params}, model.config.logits_softcap
+        (x_BTD, einsum, w), sown = cast(
+            tuple[Any, Any],
+            model.apply(variables, batch.target, batch.source, rngs=rngs, mutable=["sums"], method="before_logits"),
         )
-        sums = token_sums(logits_BTV, batch, config) | added_by_name(sown)
+        sums = head_sums(x_BTD, einsum, w, batch, cap, config) | added_by_name(sown)
         routers = config.balance_loss * sums.get("balance", 0) + config.router_z_loss * sums.get("router_z", 0)
         return sums["loss"] + routers, sums
 

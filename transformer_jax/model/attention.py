@@ -7,6 +7,7 @@ from flax import struct
 
 from transformer_jax.axes import constrain, gathered, mesh_in_use, spec, split
 from transformer_jax.config import ModelConfig
+from transformer_jax.model.gradients import masked_softmax
 from transformer_jax.model.layers import Einsum, Norm, project
 from transformer_jax.model.positions import POSITIONS, Position, distance
 from transformer_jax.tokens import Tokens
@@ -50,17 +51,17 @@ def soft_cap(x: Array, cap: float | None) -> Array:
 
 
 def attention_weights(q_BTHK: Array, k_BSGK: Array, sight: Sight, cap: float | None) -> Array:
-    """How much of each key a query takes, [B, G, H / G, T, S]: the softmax of `softmax_attention`."""
+    """How much of each key a query takes, [B, H, T, S]: the softmax of `softmax_attention`."""
     B, T, H, K = q_BTHK.shape
-    G = k_BSGK.shape[2]
-    q_BTGHK = q_BTHK.reshape(B, T, G, H // G, K)
+    S, G = k_BSGK.shape[1:3]
     kind = jnp.promote_types(q_BTHK.dtype, jnp.float32)
-    logits_BGHTS = jnp.einsum("BTGHK,BSGK->BGHTS", q_BTGHK, k_BSGK, preferred_element_type=kind)
+    # heads first, and the heads of a group below each other: one product of two matrices for each key/value head
+    q_BGRK, k_BGSK = jnp.swapaxes(q_BTHK, 1, 2).reshape(B, G, -1, K), jnp.swapaxes(k_BSGK, 1, 2)
+    logits_BGRS = jnp.einsum("BGRK,BGSK->BGRS", q_BGRK, k_BGSK, preferred_element_type=kind)
+    logits_BHTS = logits_BGRS.reshape(B, H, T, S)
     if sight.bias_BHTS is not None:
-        logits_BGHTS += sight.bias_BHTS.reshape(B, G, H // G, *sight.bias_BHTS.shape[-2:])
-    mask = sight.mask_BTS[:, None, None]
-    weights_BGHTS = jax.nn.softmax(jnp.where(mask, soft_cap(logits_BGHTS, cap), jnp.finfo(kind).min), -1)
-    return jnp.where(mask, weights_BGHTS, 0)
+        logits_BHTS += sight.bias_BHTS
+    return masked_softmax(soft_cap(logits_BHTS, cap), sight.mask_BTS[:, None])
 
 
 def softmax_attention(
@@ -71,10 +72,13 @@ def softmax_attention(
     Each of the G key/value heads serves H / G query heads. Logits and softmax are at least float32. A query that sees
     no key gets zeros. `keep_BHTS` multiplies the weights.
     """
-    weights_BGHTS = attention_weights(q_BTHK, k_BSGK, sight, cap)
+    (B, T, H, K), (S, G) = q_BTHK.shape, k_BSGK.shape[1:3]
+    weights_BHTS = attention_weights(q_BTHK, k_BSGK, sight, cap)
     if keep_BHTS is not None:
-        weights_BGHTS *= keep_BHTS.reshape(weights_BGHTS.shape)
-    return jnp.einsum("BGHTS,BSGK->BTGHK", weights_BGHTS.astype(q_BTHK.dtype), v_BSGK).reshape(q_BTHK.shape)
+        weights_BHTS *= keep_BHTS
+    weights_BGRS = weights_BHTS.astype(q_BTHK.dtype).reshape(B, G, -1, S)
+    out_BGRK = jnp.einsum("BGRS,BGSK->BGRK", weights_BGRS, jnp.swapaxes(v_BSGK, 1, 2))
+    return jnp.swapaxes(out_BGRK.reshape(B, H, T, K), 1, 2)
 
 
 def attend(q_BTHK: Array, kv: KeyValue, sight: Sight, cap: float | None, keep_BHTS: Array | None = None) -> Array:
@@ -154,8 +158,8 @@ class Attention(nn.Module):
     def __call__(self, q_BTHK: Array, kv: KeyValue, sight: Sight) -> Array:
         config, rate = self.config, self.config.attention_dropout_rate
         if self.is_mutable_collection("attention") and not self.is_initializing():  # somebody wants to look at it
-            weights_BGHTS = attention_weights(q_BTHK, kv.k_BSGK, sight, config.attention_softcap)
-            self.sow("attention", "weights_BHTS", jax.lax.collapse(weights_BGHTS, 1, 3))
+            weights_BHTS = attention_weights(q_BTHK, kv.k_BSGK, sight, config.attention_softcap)
+            self.sow("attention", "weights_BHTS", weights_BHTS)
         keep_BHTS = None
         if rate and self.has_rng("dropout"):
             shape = (*q_BTHK.shape[:1], config.num_heads, *sight.mask_BTS.shape[1:])

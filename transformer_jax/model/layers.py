@@ -10,6 +10,7 @@ from flax import linen as nn
 
 from transformer_jax.axes import axes_of, constrain, gathered, mesh_in_use, sizes, spec, split, varying
 from transformer_jax.config import ModelConfig
+from transformer_jax.model.gradients import gelu, matmul
 
 Array = jax.Array
 
@@ -36,7 +37,7 @@ def product(einsum: str, x: Array, w: Array, dtype: Any) -> Array:
     length = math.prod(w.shape[: len(summed)])
     vector = x.size == length and list(w_axes[: len(summed)]) == summed == [each for each in x_axes if each in w_axes]
     if not vector or length % PARTS or jax.default_backend() != "cpu":
-        return jnp.einsum(einsum, x, w, preferred_element_type=dtype)
+        return matmul(einsum, x, w, dtype)
     rows, kind = length // PARTS, jnp.promote_types(x.dtype, jnp.float32)
     parts = jnp.einsum("PR,PRY->PY", x.reshape(PARTS, rows), w.reshape(PARTS, rows, -1), preferred_element_type=kind)
     shape = [w.shape[w_axes.index(letter)] if letter in w_axes else 1 for letter in y_axes]
@@ -198,6 +199,9 @@ class Norm(nn.Module):
         return y.astype(x.dtype)
 
 
+TIED = "BTD,VD->BTV"  # the output layer that is the embedding's table
+
+
 class Embedding(nn.Module):
     """The table that turns ids into vectors and, where it is tied, vectors into logits (Vaswani et al. 2017, 3.4).
 
@@ -218,15 +222,7 @@ class Embedding(nn.Module):
     def attend(self, x_BTD: Array) -> Array:
         """Logits in at least float32, [B, T, V]."""
         kind = jnp.promote_types(x_BTD.dtype, jnp.float32)
-        return linear(x_BTD, ("BTD,VD->BTV", self.table_VD), dtype=kind)[0]
-
-
-def gelu(x: Array) -> Array:
-    """x times the normal distribution function (Hendrycks and Gimpel 2016).
-
-    Written with erf: `jax.nn.gelu(approximate=False)` goes through erfc, several times slower on CPU.
-    """
-    return 0.5 * x * (1.0 + jax.lax.erf(x * 0.5**0.5))
+        return linear(x_BTD, (TIED, self.table_VD), dtype=kind)[0]
 
 
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {

@@ -13,7 +13,7 @@ from transformer_jax.config import ModelConfig
 from transformer_jax.model.attention import CROSS_POSITIONS, Attention, KeyValue, Sight, sees, soft_cap
 from transformer_jax.model.cache import Cache, Held, LayerSlots, Room, Slots
 from transformer_jax.model.experts import Experts
-from transformer_jax.model.layers import Dropout, Einsum, Embedding, FeedForward, Norm, Residual, dtype_of, linear
+from transformer_jax.model.layers import TIED, Dropout, Einsum, Embedding, FeedForward, Norm, Residual, dtype_of, linear
 from transformer_jax.model.positions import POSITIONS
 from transformer_jax.tokens import Tokens
 
@@ -281,21 +281,36 @@ class Transformer(nn.Module):
         With a cache the target is what comes next, and it sees what the cache holds as well. Without one, `room` makes
         one of that size.
         """
+        x_BTD, cache = self.features(target, memory, cache, room)
+        x_BTD = x_BTD[:, -1:] if last else x_BTD
+        kind = jnp.promote_types(dtype_of(self.config), jnp.float32)
+        if self.config.tie_embeddings:
+            logits_BTV = self.embedding.attend(x_BTD)
+        else:
+            logits_BTV = linear(x_BTD, self.head(), dtype=kind)[0]
+        return soft_cap(logits_BTV, self.config.logits_softcap), cache
+
+    def features(
+        self, target: Tokens, memory: Memory | None, cache: Cache | None = None, room: Room | None = None
+    ) -> tuple[Array, Cache | None]:
+        """What the output layer reads, [B, T, D], and the cache; see `decode`."""
         config = self.config
         if (memory is None) == self.decoder.cross:
             raise ValueError(
                 f"decode of a model of mode {config.mode!r} takes {'a' if self.decoder.cross else 'no'} memory."
             )
         x_BTD, cache = self.decoder(self.embedding(target.ids), target, memory, cache, room)
-        x_BTD = x_BTD[:, -1:] if last else x_BTD
-        if config.scale_logits:
-            x_BTD *= jnp.asarray(config.d_model**-0.5, x_BTD.dtype)
-        kind = jnp.promote_types(dtype_of(config), jnp.float32)
-        if config.tie_embeddings:
-            logits_BTV = self.embedding.attend(x_BTD)
-        else:
-            logits_BTV = linear(x_BTD, (self.output.spec, self.output.w), dtype=kind)[0]
-        return soft_cap(logits_BTV, config.logits_softcap), cache
+        return x_BTD * jnp.asarray(config.d_model**-0.5, x_BTD.dtype) if config.scale_logits else x_BTD, cache
+
+    def head(self) -> tuple[str, Array]:
+        """The output layer: its einsum and its weight."""
+        if self.config.tie_embeddings:
+            return TIED, self.embedding.table_VD
+        return self.output.spec, self.output.w
+
+    def before_logits(self, target: Tokens, source: Tokens | None = None) -> tuple[Array, str, Array]:
+        """Features and head, for a loss that never holds the logits of all tokens."""
+        return self.features(target, self.encode(source))[0], *self.head()
 
     def __call__(self, target: Tokens, source: Tokens | None = None) -> Array:
         return self.decode(target, self.encode(source))[0]

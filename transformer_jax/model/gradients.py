@@ -1,0 +1,131 @@
+"""Functions whose derivatives are written here, as those that JAX works out are slow.
+
+The values are those of the plain formulas, and the derivatives theirs to rounding. On CPU, where XLA fuses whatever
+comes before a product into the loops of that product, operands are made first (`whole`).
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+Array = jax.Array
+
+
+def whole(*arrays: Array) -> tuple[Array, ...]:
+    """The same arrays; on CPU each is made once, before anything that reads it."""
+    return jax.lax.optimization_barrier(arrays) if jax.default_backend() == "cpu" else arrays
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 3))
+def matmul(einsum: str, x: Array, w: Array, dtype: Any) -> Array:
+    """An einsum of x and a weight in `dtype`, None for x's own.
+
+    The gradient of the weight is one product whose result lies as the weight does; JAX's own is transposed.
+    """
+    return jnp.einsum(einsum, x, w, preferred_element_type=dtype)
+
+
+def _matmul_forward(einsum: str, x: Array, w: Array, dtype: Any) -> tuple[Array, tuple[Array, Array]]:
+    (x,) = whole(x)
+    return matmul(einsum, x, w, dtype), (x, w)
+
+
+def _matmul_backward(einsum: str, dtype: Any, saved: tuple[Array, Array], dy: Array) -> tuple[Array, Array]:
+    x, w = saved
+    inputs, y_axes = einsum.split("->")
+    x_axes, w_axes = inputs.split(",")
+    x, dy = whole(x, dy.astype(x.dtype))
+    first, second = ((x_axes, x), (y_axes, dy)) if w_axes[0] in x_axes else ((y_axes, dy), (x_axes, x))
+    dw = jnp.einsum(f"{first[0]},{second[0]}->{w_axes}", first[1], second[1], preferred_element_type=w.dtype)
+    return jnp.einsum(f"{y_axes},{w_axes}->{x_axes}", dy, w, preferred_element_type=x.dtype), dw
+
+
+matmul.defvjp(_matmul_forward, _matmul_backward)
+
+
+def _normal_distribution(x: Array) -> Array:
+    """Written with erf: `jax.nn.gelu(approximate=False)` goes through erfc, several times slower on CPU."""
+    return 0.5 * (1.0 + jax.lax.erf(x * 0.5**0.5))
+
+
+@jax.custom_vjp
+def gelu(x: Array) -> Array:
+    """x times the normal distribution function (Hendrycks and Gimpel 2016)."""
+    return x * _normal_distribution(x)
+
+
+def _gelu_backward(x: Array, dy: Array) -> tuple[Array]:
+    density = jnp.exp(-0.5 * jnp.square(x)) * (2 * jnp.pi) ** -0.5
+    return (dy * (_normal_distribution(x) + x * density),)
+
+
+gelu.defvjp(lambda x: (gelu(x), x), _gelu_backward)
+
+
+@jax.custom_vjp
+def masked_softmax(logits: Array, mask: Array) -> Array:
+    """The softmax over the last axis of the logits whose mask is True; zeros elsewhere, and where the mask is nowhere.
+
+    The gradient with respect to a logit that is masked is zero.
+    """
+    least = jnp.finfo(logits.dtype).min
+    logits = jnp.where(mask, logits, least)
+    powers = jnp.where(mask, jnp.exp(logits - logits.max(-1, keepdims=True)), 0)
+    total = powers.sum(-1, keepdims=True)
+    return powers / jnp.where(total > 0, total, 1)
+
+
+def _masked_softmax_backward(p: Array, dp: Array) -> tuple[Array, None]:
+    return p * (dp - (p * dp).sum(-1, keepdims=True)), None
+
+
+masked_softmax.defvjp(lambda logits, mask: (masked_softmax(logits, mask),) * 2, _masked_softmax_backward)
+
+
+Parted = Callable[[Array, Array, Any], tuple[Array, Any]]
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def sum_of_parts(f: Parted, parts: int, x: Array, w: Array, rest: Any) -> tuple[Array, Any]:
+    """The sums (what is differentiated, others) that `f(x, w, rest)` gives, taken over one part after the other.
+
+    Parts are of the first axis of `x` and of all of `rest`, a multiple of `parts`. The gradients are made with the
+    value of a part, so nothing that a part needs on the way outlives it, and nothing is computed twice. They are those
+    of the first sum with respect to x and w; w's is added up in at least float32.
+    """
+    return _over_parts(lambda x, rest: (f(x, w, rest), ()), parts, x, rest)[0]
+
+
+def _over_parts(f: Callable[[Array, Any], tuple[Any, Any]], parts: int, x: Array, rest: Any) -> tuple[Any, Any]:
+    """(what f gives first, added up; what it gives second, put together) over the parts of x and rest."""
+    if parts == 1:
+        return f(x, rest)
+    cut = jax.tree.map(lambda a: a.reshape(parts, -1, *a.shape[1:]), (x, rest))
+    # the first part is apart, as its sums say in which mesh axes sums differ
+    total, first = f(*jax.tree.map(lambda a: a[0], cut))
+    total, others = jax.lax.scan(lambda sums, part: _add(sums, f(*part)), total, jax.tree.map(lambda a: a[1:], cut))
+    return total, jax.tree.map(lambda a, b: jnp.concatenate([a, b.reshape(-1, *b.shape[2:])]), first, others)
+
+
+def _add(sums: Any, found: tuple[Any, Any]) -> tuple[Any, Any]:
+    return jax.tree.map(jnp.add, sums, found[0]), found[1]
+
+
+def _sum_of_parts_forward(f: Parted, parts: int, x: Array, w: Array, rest: Any) -> tuple[Any, Any]:
+    def with_gradients(x: Array, rest: Any) -> tuple[Any, Any]:
+        sums, (dx, dw) = jax.value_and_grad(f, (0, 1), has_aux=True)(x, w, rest)
+        return (sums, dw.astype(jnp.promote_types(dw.dtype, jnp.float32))), dx
+
+    (sums, dw), dx = _over_parts(with_gradients, parts, x, rest)
+    return sums, (dx, dw.astype(w.dtype))
+
+
+def _sum_of_parts_backward(f: Parted, parts: int, saved: tuple[Array, Array], d: tuple[Array, Any]) -> Any:
+    dx, dw = saved
+    return dx * d[0].astype(dx.dtype), dw * d[0].astype(dw.dtype), None
+
+
+sum_of_parts.defvjp(_sum_of_parts_forward, _sum_of_parts_backward)
