@@ -2,13 +2,15 @@
 
 import json
 import re
+import time
 
 import jax
 import numpy as np
 import pytest
 
-from transformer_jax.bench import generate, measure
-from transformer_jax.bench.command import placed
+from transformer_jax.bench import compile, generate, jit, measure
+from transformer_jax.bench.command import BENCHES, placed
+from transformer_jax.bench.subject import Subject
 from transformer_jax.cli import run_command
 from transformer_jax.config import ModelConfig
 
@@ -85,3 +87,88 @@ def test_ways_take_turns():
     fast, slow = measure.Times(0, (1.0, 2.0, 1.0)), measure.Times(0, (3.0, 2.0, 4.0))
     assert measure.ratio(fast, slow) == 3
     assert (fast.median, slow.spread) == (1.0, 2 / 3)
+
+
+# --- training
+
+SUBJECTS = {
+    mode: Subject(ModelConfig(mode=mode, **SMALL | dict(num_layers=1, activation="gelu")), batch=2, length=8)
+    for mode in ("decoder-only", "encoder-decoder")
+}
+
+
+@pytest.mark.parametrize("mode", ["decoder-only", pytest.param("encoder-decoder", marks=pytest.mark.slow)])
+def test_all_ways_to_compile_make_the_same_step(mode):
+    functions, costs = jit.ways(SUBJECTS[mode], lambda _: None)
+    assert list(functions) == [jit.NO_JIT, jit.BY_FUNCTION, *jit.WHOLE]
+    found = {way: jax.device_get(function()) for way, function in functions.items()}
+    first = {way: {name: np.ravel(x)[0] for name, x in metrics.items()} for way, metrics in found.items()}
+    for way in (way for way in first if "scan" not in way):  # layers that are stacked start with other numbers
+        for name, value in first[way].items():
+            np.testing.assert_allclose(value, first[jit.NO_JIT][name], rtol=2e-5, err_msg=f"{way}: {name}")
+    assert found[f"donated, {jit.STEPS} steps a call"]["loss"].shape == (jit.STEPS,)
+    plain = costs[jit.PLAIN]
+    assert all(plain[name] > 0 for name in ("trace_seconds", "compile_seconds", "cached_seconds", "bytes_accessed"))
+    assert costs["donated, remat"]["matrix_flops"] > plain["matrix_flops"]
+    assert costs["donated, scan over layers"]["matrix_flops"] == plain["matrix_flops"]
+
+
+def test_the_benchmark_of_jit_says_when_it_is_paid_back(monkeypatch, tmp_path, capsys):
+    seconds = {jit.NO_JIT: 0.05, jit.PLAIN: 0.001, "jit of the step": 0.1}
+    cost = dict(trace_seconds=0.2, compile_seconds=0.3, cached_seconds=0.1, bytes_accessed=1e6, matrix_flops=1e6)
+
+    def ways(subject, say):
+        functions = {way: lambda time_=time_: time.sleep(time_) for way, time_ in seconds.items()}
+        return functions, {way: dict(cost) for way in seconds if way != jit.NO_JIT}
+
+    monkeypatch.setattr(jit, "ways", ways)
+    monkeypatch.setattr(jit, "peak_flops", lambda: {"flops_per_second": 1e11, "source": "a test"})
+    out, chart = tmp_path / "out.json", tmp_path / "chart.png"
+    words = ["bench", "jit", "--case", "decoder-only", "--repeats", "3", "--json", str(out), "--plot", str(chart)]
+    assert run_command(words) == 0
+    rows = json.loads(out.read_text())["cases"]["decoder-only"]["ways"]
+    row = rows[jit.PLAIN]
+    saved = rows[jit.NO_JIT]["seconds_a_step"] - row["seconds_a_step"]
+    assert (row["steps_until_paid"] - 1) * saved < 0.5 <= row["steps_until_paid"] * saved
+    assert row["faster_than_no_jit_by"] > 10
+    assert rows["jit of the step"]["steps_until_paid"] is None
+    printed = " ".join(capsys.readouterr().out.split())
+    assert f"at step {row['steps_until_paid']}." in printed
+    assert "never" in printed
+    assert chart.read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_benchmark_of_compiling_tells_loops_from_layers(monkeypatch, tmp_path):
+    monkeypatch.setattr(compile, "CASES", {"small": SUBJECTS["decoder-only"]})
+    monkeypatch.setattr(compile, "LAYERS", (1, 4))
+    out = tmp_path / "out.json"
+    assert run_command(["bench", "compile", "--repeats", "1", "--json", str(out)]) == 0
+    sizes = {
+        (layers, way): row["module_bytes"]
+        for layers, ways in json.loads(out.read_text())["cases"]["small"].items()
+        for way, row in ways.items()
+    }
+    assert sizes["4", "scan"] < 1.1 * sizes["1", "scan"]
+    assert sizes["4", "unrolled"] > 2 * sizes["1", "unrolled"]
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["bench", "jot"], "jit"),
+        (["bench", "jit", "--case", "decoder"], "decoder-only"),
+        (["bench", "compile", "--plot", "x.png"], "no chart"),
+        (["bench", "jit", "--plot", "x.pdf"], ".png"),
+        (["bench", "jit", "--repeats", "0"], "at least 1"),
+    ],
+)
+def test_what_a_benchmark_cannot_take_is_said(words, said, capsys):
+    with pytest.raises(SystemExit) as ended:
+        raise SystemExit(run_command(words))
+    assert ended.value.code == 2
+    assert said in capsys.readouterr().err
+
+
+def test_every_benchmark_is_a_module():
+    for name in BENCHES:
+        assert hasattr(__import__(f"transformer_jax.bench.{name}", fromlist=["run"]), "run")

@@ -1,10 +1,11 @@
 """`transformer-jax bench WHAT`."""
 
 import dataclasses
+import importlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, cast
 
 from transformer_jax.config_checks import nearest
 from transformer_jax.errors import InputError
@@ -46,8 +47,28 @@ def placed(page: Path, name: str, text: str) -> str:
     return before + ("\n" if before else "") + text + "\n"
 
 
+class Benchmark(Protocol):
+    """A module of a benchmark. One with a `draw(result, path)` has a chart, too."""
+
+    CASES: Mapping[str, Any]
+    COLUMNS: Sequence[str]
+
+    def run(self, cases: list[str], repeats: int, say: Callable[[str], None]) -> dict[str, Any]: ...
+    def rows(self, result: dict[str, Any]) -> list[tuple[str, ...]]: ...
+    def remarks(self, result: dict[str, Any]) -> list[str]: ...
+
+
+# What is measured by the benchmark of a name, which is a module beside this one.
+BENCHES = {
+    "generate": "decoding without a cache, with one, and by `transformers` where it is installed",
+    "jit": "the train step operation by operation, in compiled functions, and compiled whole in several ways",
+    "compile": "compile time and step time by depth, layers one by one or in a loop",
+}
+WIDTH = 120  # letters, of a table in a file
+
+
 @dataclasses.dataclass(frozen=True)
-class GenerateBench:
+class BenchFlags:
     case: tuple[str, ...] = ()
     """Those that are measured. None given: all."""
     repeats: int = 5
@@ -56,50 +77,64 @@ class GenerateBench:
     """Where the result goes as JSON, besides the table on stdout."""
     markdown: Path | None = None
     """A page whose table of this benchmark is made anew, such as docs/benchmarks.md."""
+    plot: Path | None = None
+    """Where the chart goes, a .png, of a benchmark that has one."""
 
     def __post_init__(self) -> None:
         if self.repeats < 1:
             raise ValueError(f"repeats={self.repeats} must be at least 1.")
 
 
-def bench_generate(arguments: list[str]) -> int:
-    """decoding without a cache, with one, and by `transformers` where it is installed"""
-    args = parse(GenerateBench, "transformer-jax bench generate", arguments, "Measures decoding.")
-    check_output(args.json, "--json")
-    check_output(args.markdown, "--markdown")
+def bench(name: str, arguments: list[str]) -> int:
+    """Measures, prints the table, and writes what is asked for."""
+    args = parse(BenchFlags, f"transformer-jax bench {name}", arguments, f"Measures {BENCHES[name]}.")
+    outputs = {"--json": args.json, "--markdown": args.markdown, "--plot": args.plot}
+    for flag, path in outputs.items():
+        check_output(path, flag)
     from rich.console import Console
 
-    from transformer_jax.bench import generate
-
-    for name in args.case:
-        if name not in generate.CASES:
-            raise InputError(f"--case {name}: one of {', '.join(generate.CASES)}.{nearest(name, generate.CASES)}")
+    what = cast(Benchmark, importlib.import_module(f"transformer_jax.bench.{name}"))
+    draw = getattr(what, "draw", None)
+    if args.plot is not None and draw is None:
+        raise InputError(f"--plot {args.plot}: bench {name} has no chart.")
+    if args.plot is not None and args.plot.suffix != ".png":
+        raise InputError(f"--plot {args.plot}: the chart is a .png.")
+    for case in args.case:
+        if case not in what.CASES:
+            raise InputError(f"--case {case}: one of {', '.join(what.CASES)}.{nearest(case, what.CASES)}")
     progress, console = Console(stderr=True, highlight=False), Console(highlight=False)
-    with progress.status("bench generate") as status:
-        result = generate.bench_generate(list(args.case or generate.CASES), args.repeats, status.update)
-    console.print(as_table(generate.COLUMNS, generate.rows(result)))
-    for line in generate.remarks(result):
+    if not console.is_terminal:
+        console.width = max(console.width, WIDTH)
+    with progress.status(f"bench {name}") as status:
+        result = what.run(list(args.case or what.CASES), args.repeats, status.update)
+    rows, remarks = what.rows(result), [*what.remarks(result), about(result)]
+    console.print(as_table(what.COLUMNS, rows))
+    for line in remarks:
         console.print(line)
     if args.json is not None:
         write_output(args.json, "--json", json.dumps(result, indent=2) + "\n")
     if args.markdown is not None:
-        command = f"transformer-jax bench generate --repeats {args.repeats}"
-        text = as_markdown("generate", command, generate.COLUMNS, generate.rows(result), generate.remarks(result))
-        write_output(args.markdown, "--markdown", placed(args.markdown, "generate", text))
+        command = f"transformer-jax bench {name} --repeats {args.repeats}"
+        text = as_markdown(name, command, what.COLUMNS, rows, remarks)
+        write_output(args.markdown, "--markdown", placed(args.markdown, name, text))
+    if args.plot is not None and draw is not None:
+        draw(result, args.plot)
     return 0
 
 
-BENCHES: dict[str, Callable[[list[str]], int]] = {"generate": bench_generate}
+def about(result: dict[str, Any]) -> str:
+    """What a result's figures depend on, in a line."""
+    versions = ", ".join(f"{name} {number}" for name, number in result["versions"].items() if number)
+    return f"{result['device']}; {versions}; medians of {result['repeats']} turns; {result['date']}."
 
 
 def command_bench(arguments: list[str]) -> int:
     """measures speed: bench WHAT, such as generate"""
     name, rest = (arguments or [""])[0], arguments[1:]
     if name in ("-h", "--help"):
-        lines = [f"  {name:10} {function.__doc__}" for name, function in BENCHES.items()]
-        print("usage: transformer-jax bench WHAT [flags]\n\n" + "\n".join(lines))
+        print("usage: transformer-jax bench WHAT [flags]\n\n" + "\n".join(f"  {k:10} {v}" for k, v in BENCHES.items()))
         return 0
     if name not in BENCHES:
         what = f"Unknown benchmark {name!r}.{nearest(name, BENCHES)}" if name else "WHAT is missing."
         raise InputError(f"bench: {what} One of {', '.join(BENCHES)}.")
-    return BENCHES[name](rest)
+    return bench(name, rest)

@@ -1,16 +1,22 @@
 """Timing: functions that take turns, the device synchronised after each, and what the machine can do at best."""
 
+import contextlib
 import dataclasses
+import functools
+import os
 import platform
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.experimental.compilation_cache import compilation_cache
+
+from transformer_jax.accelerators import match_device_kind
 
 ROOT = Path(__file__).parents[2]
 READ_BYTES = 2**29  # far beyond every cache
@@ -64,6 +70,67 @@ def read_bandwidth() -> float:
     return READ_BYTES / min(times.each)
 
 
+MATRIX = 2048
+
+
+@functools.cache
+def peak_flops() -> dict[str, Any]:
+    """FLOP/s at best: the data sheet's of a known accelerator (bfloat16), else what a large product reaches here."""
+    known = match_device_kind(jax.devices()[0].device_kind)
+    if known is not None:
+        return {"flops_per_second": known.flops, "source": f"{known.name}, bfloat16, its data sheet"}
+    x = jnp.ones((MATRIX, MATRIX), jnp.float32)
+    product = jax.jit(lambda x: x @ x)
+    times = interleaved({"product": lambda: product(x)}, 9)["product"]
+    return {
+        "flops_per_second": 2 * MATRIX**3 / min(times.each),
+        "source": f"a float32 product of {MATRIX} squared here",
+    }
+
+
+@contextlib.contextmanager
+def _cached_in(folder: str | None) -> Iterator[None]:
+    """Compiles with the persistent cache in a folder, or with none."""
+    names = ("jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs")
+    before = {name: getattr(jax.config, name) for name in names}
+    try:
+        for name, value in zip(names, (folder, 0.0), strict=True):
+            jax.config.update(name, value)
+        compilation_cache.reset_cache()
+        yield
+    finally:
+        for name, value in before.items():
+            jax.config.update(name, value)
+        compilation_cache.reset_cache()
+
+
+def compiled_from(
+    folder: str | None, function: Callable[..., Any], args: tuple[Any, ...], donate: bool = False
+) -> tuple[Any, dict[str, Any]]:
+    """The compiled function, and what that took in seconds: tracing, compiling, and where there is a cache in a folder,
+    compiling again with it. Also what XLA counts of it, and the size of the module that it was given."""
+
+    def build() -> tuple[Any, float, float, int]:
+        start = time.perf_counter()
+        lowered = jax.jit(function, donate_argnums=0 if donate else ()).lower(*args)
+        middle = time.perf_counter()
+        program = lowered.compile()
+        end = time.perf_counter()
+        return program, middle - start, end - middle, len(lowered.as_text())
+
+    with _cached_in(folder):
+        program, trace, compiling, size = build()
+        costs = {"trace_seconds": trace, "compile_seconds": compiling, "module_bytes": size}
+        if folder is not None:
+            jax.clear_caches()
+            costs["cached_seconds"] = build()[2]
+    counted = program.cost_analysis() or {}
+    counted = counted[0] if isinstance(counted, list) else counted
+    memory = program.memory_analysis()
+    costs |= {"flops": counted.get("flops"), "bytes_accessed": counted.get("bytes accessed")}
+    return program, costs | {"temp_bytes": getattr(memory, "temp_size_in_bytes", None)}
+
+
 def _version(name: str) -> str | None:
     try:
         return version(name)
@@ -81,12 +148,22 @@ def _commit() -> str | None:
         return None
 
 
+def _processor() -> str:
+    """The CPU's name, and how many of its cores this process may use."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        name = next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        name = platform.processor() or "CPU"
+    return f"{name}, {len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()} cores"
+
+
 def surroundings(*packages: str) -> dict[str, Any]:
     """What a figure depends on: device, system, versions, commit."""
     device = jax.devices()[0]
     names = ("transformer_jax", "jax", "jaxlib", "flax", *packages)
     return {
-        "device": device.device_kind,
+        "device": _processor() if device.platform == "cpu" else device.device_kind,
         "platform": device.platform,
         "devices": jax.device_count(),
         "machine": platform.machine(),

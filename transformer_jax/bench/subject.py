@@ -1,0 +1,75 @@
+"""What the benchmarks of training measure: a model, a batch of random tokens in full rows, and the step."""
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+import optax
+
+from transformer_jax.config import LossConfig, ModelConfig, OptimizerConfig
+from transformer_jax.data.objectives import ARRANGEMENTS
+from transformer_jax.model.transformer import Transformer
+from transformer_jax.objective import Loss, make_loss
+from transformer_jax.optimizer import make_optimizer
+from transformer_jax.step import TrainState, train_step
+from transformer_jax.tokens import Batch, Tokens
+
+# nanoGPT's model of characters on a CPU (`python train.py shakespeare-char`)
+TINY = ModelConfig(
+    mode="decoder-only",
+    vocab_size=65,
+    d_model=128,
+    num_layers=4,
+    num_heads=4,
+    max_length=64,
+    position="learned",
+    activation="gelu",
+    use_bias=False,
+    scale_embeddings=False,
+)
+ADAMW = OptimizerConfig(learning_rate=1e-3, b2=0.95, weight_decay=0.1, schedule="constant", warmup_steps=0, clip_norm=0)
+
+
+class Subject(NamedTuple):
+    """A model and its batches: rows of `length` tokens, on either side where there are two."""
+
+    config: ModelConfig
+    batch: int
+    length: int
+
+    def draw(self, seed: int = 0) -> Batch:
+        """A batch of random tokens, all of which count."""
+        draw, shape = np.random.default_rng(seed), (self.batch, self.length)
+
+        def tokens() -> Tokens:
+            places = np.broadcast_to(np.arange(self.length, dtype=np.int32), shape).copy()
+            return Tokens(ids(), np.ones(shape, np.int32), places)
+
+        def ids() -> np.ndarray:
+            return draw.integers(0, self.config.vocab_size, shape, dtype=np.int32)
+
+        source = tokens() if ARRANGEMENTS[self.config.mode].has_source else None
+        return Batch(tokens(), ids(), np.ones(shape, np.float32), source)
+
+    def parts(self, optimizer: OptimizerConfig = ADAMW) -> tuple[TrainState, Loss, optax.GradientTransformation]:
+        """The state before the first step, the loss and the optimizer."""
+        model, batch, update = Transformer(self.config), self.draw(), make_optimizer(optimizer, 1000)
+
+        @jax.jit
+        def first() -> TrainState:
+            params = model.init(jax.random.key(0), batch.target, batch.source)["params"]
+            return TrainState.create(params, update, 0)
+
+        return first(), make_loss(model, LossConfig()), update
+
+    def step(self) -> tuple[TrainState, Callable[[Any, Any], Any]]:
+        """The state before the first step, and `train_step(state, batch)`."""
+        state, loss, optimizer = self.parts()
+        return state, functools.partial(train_step, loss=loss, optimizer=optimizer)
+
+    @property
+    def tokens(self) -> int:
+        """Tokens that a step reads, on both sides."""
+        return self.batch * self.length * (2 if ARRANGEMENTS[self.config.mode].has_source else 1)
