@@ -27,7 +27,7 @@ TINY = """--steps 6 --batch-size 4 --num-samples 8 --eval-every 3 --eval-rows 8 
     --data.tokenizer char --max-new-tokens 12 --optimizer.learning-rate 0.03"""
 MODES = ("encoder-decoder", "decoder-only")
 every_mode = pytest.mark.parametrize("mode", MODES)
-one_mode = pytest.mark.parametrize("mode", [MODES[0], pytest.param(MODES[1], marks=pytest.mark.long)])
+one_mode = pytest.mark.parametrize("mode", [MODES[0], pytest.param(MODES[1], marks=pytest.mark.slow)])
 # JAX's settings by default, and those that keep what is compiled
 SLOW = {
     "jax_compilation_cache_dir": None,

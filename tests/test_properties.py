@@ -432,9 +432,8 @@ every_dtype = pytest.mark.parametrize("dtype", LOGITS)
 
 @pytest.mark.long
 @every_mode
-@every_dtype
-def test_any_model_obeys_the_laws(mode, dtype):
-    obey(mode, dtype, {"float32": 3, "bfloat16": 2}[dtype])
+def test_any_model_obeys_the_laws(mode):
+    obey(mode, "float32", 3)
 
 
 @pytest.mark.slow

@@ -26,7 +26,7 @@ def test_of_two_writers_one_trains(tmp_path):
     assert not two_writers(tmp_path, MODES[1]).failures
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_settings_around_a_process_change_no_bit(tmp_path):
     name = list(WORLDS)[1]
     assert not other_worlds(tmp_path, MODES[1], {name: WORLDS[name]}).failures
