@@ -1,5 +1,6 @@
 """Laws of benchmarks: the ways that are compared do the same work, and pages keep what is not theirs."""
 
+import dataclasses
 import json
 import re
 import time
@@ -8,8 +9,8 @@ import jax
 import numpy as np
 import pytest
 
-from transformer_jax.bench import compile, generate, jit, measure
-from transformer_jax.bench.command import BENCHES, placed
+from transformer_jax.bench import compile, data, generate, jit, measure
+from transformer_jax.bench.command import BENCHES, benchmark, placed
 from transformer_jax.bench.subject import Subject
 from transformer_jax.cli import run_command
 from transformer_jax.config import ModelConfig
@@ -152,6 +153,29 @@ def test_the_benchmark_of_compiling_tells_loops_from_layers(monkeypatch, tmp_pat
     assert sizes["2", "unrolled"] > 1.3 * sizes["1", "unrolled"]
 
 
+def test_the_benchmark_of_data_says_what_is_waited_for(monkeypatch, tmp_path, capsys):
+    """A pipeline that is made slow is waited for."""
+    small = dict(d_model=16, num_layers=1, num_encoder_layers=1, d_ff=16)
+    quick = dataclasses.replace(data.CASES["dates"], model=data.CASES["dates"].model.replace(**small), batch_size=2)
+    monkeypatch.setattr(data, "CASES", {"quick": quick})
+    monkeypatch.setattr(data, "DRAWN", 5)
+    out = tmp_path / "out.json"
+
+    def measured():
+        assert run_command(["bench", "data", "--repeats", "2", "--json", str(out)]) == 0
+        return json.loads(out.read_text())["cases"]["quick"]
+
+    found = measured()
+    assert 0 <= found["data_wait"] < 0.9
+    assert found["tokens_a_batch"] > 2 * quick.data.target_length / 2
+    check = data.check_batch
+    monkeypatch.setattr(data, "check_batch", lambda *args: (time.sleep(0.3), check(*args)))
+    slow = measured()
+    assert slow["data_wait"] > 0.6
+    assert slow["ways"][data.PIPELINE]["faster_than_steps_by"] < found["ways"][data.PIPELINE]["faster_than_steps_by"]
+    assert "% of the time" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [
@@ -169,6 +193,6 @@ def test_what_a_benchmark_cannot_take_is_said(words, said, capsys):
     assert said in capsys.readouterr().err
 
 
-def test_every_benchmark_is_a_module():
+def test_every_benchmark_has_its_module():
     for name in BENCHES:
-        assert hasattr(__import__(f"transformer_jax.bench.{name}", fromlist=["run"]), "run")
+        assert benchmark(name).CASES

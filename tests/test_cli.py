@@ -135,7 +135,7 @@ def test_a_run_leaves_its_files(mode):
 def test_metrics_are_as_promised(mode):
     """A line for each step and each evaluation, the fields of each kind, one compilation, and an end."""
     run = finished(mode)
-    found = lines(run, "train", "compiles loss tokens learning_rate grad_norm tokens_per_second batch_sha")
+    found = lines(run, "train", "compiles loss tokens learning_rate grad_norm tokens_per_second data_wait batch_sha")
     assert list(found) == [1, 2, 3, 4, 5, 6]
     assert all(compiles == 1 and loss > 0 and tokens > 0 for compiles, loss, tokens, *_ in found.values())
     assert len({values[-1] for values in found.values()}) == 6

@@ -141,7 +141,7 @@ class Loop:
         run, trainer, scores = self.trainer.config, self.trainer, {}
         if self.step and self._is_due(run.eval_every) and not job.vote(self._was_evaluated()):
             scores = self._evaluate()
-        for drawn in ahead(trainer.draw, self.step, self.end):
+        for drawn in ahead(trainer.draw, self.step, self.end, self.clock.waited):
             if self.stopping:
                 break
             self.watchdog.beat(self.step, "trains")
@@ -175,7 +175,8 @@ class Loop:
             left_out = numbers.pop("skipped")
             if done.step % run.log_every == 0 or done.step == self.end:
                 numbers["learning_rate"] = float(np.asarray(self.trainer.schedule(done.step - 1 - self.skipped)))
-                numbers |= {"tokens_per_second": self.clock.rate, "compiles": self.program.compiles}
+                numbers |= {"tokens_per_second": self.clock.rate, "data_wait": self.clock.data_wait}
+                numbers |= {"compiles": self.program.compiles}
                 record = {"step": done.step, "split": "train"} | numbers | {"batch_sha": done.drawn.sha}
                 self.writer.write(record)
                 self.terminal.train(record, run.steps)

@@ -9,15 +9,30 @@ from typing import Any
 import numpy as np
 
 from transformer_jax.data.batches import Drawn
+from transformer_jax.tokens import Batch
 
 
-def ahead(draw: Callable[[int], Drawn], start: int, stop: int) -> Iterator[Drawn]:
-    """The batches of the steps, each made in the background while the one before is used."""
+def ahead(
+    draw: Callable[[int], Drawn], start: int, stop: int, waited: Callable[[float], None] = lambda _: None
+) -> Iterator[Drawn]:
+    """The batches of the steps, each made in the background while the one before is used.
+
+    `waited` is told the seconds that each was waited for.
+    """
     with ThreadPoolExecutor(1, "batches") as pool:
         future = pool.submit(draw, start)
         for step in range(start + 1, stop + 1):
-            drawn, future = future.result(), pool.submit(draw, step)
+            asked = time.perf_counter()
+            drawn = future.result()
+            waited(time.perf_counter() - asked)
+            future = pool.submit(draw, step)
             yield drawn
+
+
+def tokens_of(batch: Batch) -> int:
+    """The real tokens that a step reads, on both sides."""
+    sides = (batch.target,) if batch.source is None else (batch.target, batch.source)
+    return sum(int(np.count_nonzero(side.segments)) for side in sides)
 
 
 class Stopped(Exception):  # noqa: N818 - as StopIteration, it is no error
@@ -55,22 +70,30 @@ class StopSignal:
 
 
 class Clock:
-    """Tokens a second, of real tokens read, since the last evaluation; the first step's compilation is not counted.
+    """Tokens a second, of real tokens read, and the share of time that was waited for batches, since the last
+    evaluation; the first step's compilation is not counted.
 
     Steps are seen to end in bursts, so the rate is over all of them and not from one line of metrics to the next.
     """
 
     def __init__(self) -> None:
-        self._since, self._tokens = 0.0, 0
+        self._since, self._tokens, self._waited = 0.0, 0, 0.0
 
     def count(self, drawn: Drawn) -> None:
         """One more step is done."""
         if not self._since:
             self.restart()
             return
-        target, source = drawn.batch.target, drawn.batch.source
-        self._tokens += int(np.count_nonzero(target.segments))
-        self._tokens += 0 if source is None else int(np.count_nonzero(source.segments))
+        self._tokens += tokens_of(drawn.batch)
+
+    def waited(self, seconds: float) -> None:
+        """For a batch."""
+        self._waited += seconds
+
+    @property
+    def data_wait(self) -> float:
+        """The share of time that was waited for batches."""
+        return self._waited / (time.perf_counter() - self._since) if self._tokens else 0.0
 
     @property
     def rate(self) -> float:
@@ -79,4 +102,4 @@ class Clock:
 
     def restart(self) -> None:
         """Leaves out the time before: an evaluation is no training."""
-        self._since, self._tokens = time.perf_counter(), 0
+        self._since, self._tokens, self._waited = time.perf_counter(), 0, 0.0

@@ -1,7 +1,6 @@
 """`transformer-jax bench WHAT`."""
 
 import dataclasses
-import importlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -62,6 +61,7 @@ class Benchmark(Protocol):
 BENCHES = {
     "generate": "decoding without a cache, with one, and by `transformers` where it is installed",
     "jit": "the train step operation by operation, in compiled functions, and compiled whole in several ways",
+    "data": "the input pipeline alone, steps alone, and training, which waits for batches or does not",
     "compile": "compile time and step time by depth, layers one by one or in a loop",
 }
 WIDTH = 120  # letters, of a table in a file
@@ -85,6 +85,14 @@ class BenchFlags:
             raise ValueError(f"repeats={self.repeats} must be at least 1.")
 
 
+def benchmark(name: str) -> Benchmark:
+    """The module of a name; JAX is imported with it."""
+    from transformer_jax.bench import compile as depth
+    from transformer_jax.bench import data, generate, jit
+
+    return cast(Benchmark, {"compile": depth, "data": data, "generate": generate, "jit": jit}[name])
+
+
 def bench(name: str, arguments: list[str]) -> int:
     """Measures, prints the table, and writes what is asked for."""
     args = parse(BenchFlags, f"transformer-jax bench {name}", arguments, f"Measures {BENCHES[name]}.")
@@ -93,7 +101,7 @@ def bench(name: str, arguments: list[str]) -> int:
         check_output(path, flag)
     from rich.console import Console
 
-    what = cast(Benchmark, importlib.import_module(f"transformer_jax.bench.{name}"))
+    what = benchmark(name)
     draw = getattr(what, "draw", None)
     if args.plot is not None and draw is None:
         raise InputError(f"--plot {args.plot}: bench {name} has no chart.")

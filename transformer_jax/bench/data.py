@@ -1,0 +1,117 @@
+"""`transformer-jax bench data`: how fast batches are made, how fast steps use them up, and whether training waits.
+
+All three are of the same run: its data, tokenizer, packing and model. The data is what every machine has: dates, and
+the Python standard library.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+
+from transformer_jax.bench.measure import interleaved, ratio, surroundings
+from transformer_jax.config import RunConfig
+from transformer_jax.data.batches import Drawn
+from transformer_jax.data.load import load_data
+from transformer_jax.pace import ahead, tokens_of
+from transformer_jax.partition import Partitioner
+from transformer_jax.recipes import find_recipe
+from transformer_jax.run import first_state, step_of
+from transformer_jax.tokens import check_batch
+
+
+def _recipe(name: str, **changes: Any) -> RunConfig:
+    run = find_recipe(name)
+    return dataclasses.replace(run, model=run.model.replace(**changes))
+
+
+CASES = {
+    "dates": _recipe("dates"),
+    "dates-decoder-only": _recipe("dates", mode="decoder-only"),
+    "code": _recipe("code"),
+}
+STEPS = 10  # of a turn
+DRAWN = 100  # batches of a turn of the pipeline alone
+PIPELINE, ALONE, TRAINING = "pipeline alone", "steps alone", "training"
+
+
+def measure(run: RunConfig, repeats: int, say: Callable[[str], None]) -> dict[str, Any]:
+    """The three of a run, in turn."""
+    say("reads the data")
+    data = load_data(run)
+    run, batches, partitioner = data.config, data.batches(), Partitioner.create(data.config.parallel)
+    state = partitioner.init(lambda key: first_state(run, key), jax.random.key(run.seed))
+    program, place = partitioner.step(step_of(run), state), 0
+    waited: list[float] = []
+
+    def draw(step: int) -> Drawn:
+        drawn = batches.draw(step)
+        check_batch(drawn.batch, run.model.vocab_size, run.model.max_length)
+        return drawn
+
+    ready = [draw(step) for step in range(STEPS)]
+
+    def pipeline() -> None:
+        nonlocal place
+        place, start = place + DRAWN, place
+        for step in range(start, place):
+            draw(step)
+
+    def steps(drawn: Any) -> Any:
+        nonlocal state
+        metrics = None
+        for each in drawn:
+            state, metrics = program(state, partitioner.put(each.batch, run.batch_size))
+            jax.block_until_ready(metrics)
+        return metrics
+
+    def training() -> Any:
+        nonlocal place
+        place, start = place + STEPS, place
+        return steps(ahead(draw, start, place, waited.append))
+
+    say("measures")
+    functions = {PIPELINE: pipeline, ALONE: lambda: steps(ready), TRAINING: training}
+    times = interleaved(functions, repeats)
+    tokens = sum(tokens_of(each.batch) for each in ready) / STEPS
+    counts = {PIPELINE: DRAWN, ALONE: STEPS, TRAINING: STEPS}
+    rows = {
+        name: {
+            "tokens_per_second": tokens * counts[name] / each.median,
+            "seconds": each.each,
+            "spread": each.spread,
+            "faster_than_steps_by": ratio(each, times[ALONE]) * counts[name] / STEPS,
+        }
+        for name, each in times.items()
+    }
+    turns = [sum(waited[turn * STEPS + 1 : (turn + 1) * STEPS]) for turn in range(1, repeats + 1)]  # but for the first
+    share = sum(turns) / sum(times[TRAINING].each)
+    return {"tokens_a_batch": tokens, "batch": run.batch_size, "ways": rows, "data_wait": share}
+
+
+def run(cases: list[str], repeats: int, say: Callable[[str], None]) -> dict[str, Any]:
+    """All that the benchmark finds, as JSON has it."""
+    result: dict[str, Any] = {"bench": "data", **surroundings(), "repeats": repeats, "cases": {}}
+    for name in cases:
+        result["cases"][name] = measure(CASES[name], repeats, lambda what, name=name: say(f"{name}: {what}"))
+    return result
+
+
+COLUMNS = ("case", "way", "tokens/s", "spread", "it / steps", "waits for data")
+
+
+def rows(result: dict[str, Any]) -> list[tuple[str, ...]]:
+    """The result as rows of COLUMNS."""
+    found = []
+    for name, case in result["cases"].items():
+        for way, row in case["ways"].items():
+            share = f"{case['data_wait']:.2%} of the time" if way == TRAINING else ""
+            rate, times = f"{row['tokens_per_second']:,.0f}", f"{row['faster_than_steps_by']:,.2f}"
+            found.append((name, way, rate, f"{row['spread']:.0%}", times, share))
+    return found
+
+
+def remarks(result: dict[str, Any]) -> list[str]:
+    """What else is to be said of the result."""
+    return []
