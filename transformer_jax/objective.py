@@ -30,12 +30,27 @@ def cross_entropy(logits_V: Array, labels: Array, config: LossConfig, over: tupl
         config: what is added.
         over: mesh axes, within a `shard_map`, over which the vocabulary is split.
     """
-    log_z, label = _log_z_and_label(logits_V, labels, over)[:2]
+    return _loss_and_hit(logits_V, labels, config, over)[0]
+
+
+def _loss_and_hit(
+    logits_V: Array, labels: Array, config: LossConfig, over: tuple[str, ...] = ()
+) -> tuple[Array, Array]:
+    """The loss of each token, and whether the model ranks its label first, each [...]."""
+    columns = jnp.arange(logits_V.shape[-1])
+    if over:
+        columns += jax.lax.axis_index(over) * len(columns)
+    # the largest logit rather than argmax, which XLA does not vectorise on CPU; a tie counts as correct
+    top = jax.lax.stop_gradient(logits_V).max(-1)
+    top = jax.lax.pmax(top, over) if over else top
+    safe = jnp.where(jnp.isfinite(top), top, 0)  # a stray infinity must not turn into a NaN of the difference
+    log_z = jnp.log(_added(jnp.exp(logits_V - safe[..., None]).sum(-1), over)) + safe
+    label = _added(jnp.where(columns == labels[..., None], logits_V, 0).sum(-1), over)
     loss = log_z - label
     if config.label_smoothing:
         even = log_z - _added(jnp.sum(logits_V, -1), over) / (logits_V.shape[-1] * _devices(over))
         loss = (1 - config.label_smoothing) * loss + config.label_smoothing * even
-    return loss + config.z_loss * jnp.square(log_z) if config.z_loss else loss
+    return loss + config.z_loss * jnp.square(log_z) if config.z_loss else loss, label >= top
 
 
 def _added(x: Array, over: tuple[str, ...]) -> Array:
@@ -46,33 +61,17 @@ def _devices(over: tuple[str, ...]) -> int:
     return math.prod(jax.lax.axis_size(axis) for axis in over)
 
 
-def _log_z_and_label(logits_V: Array, labels: Array, over: tuple[str, ...]) -> tuple[Array, Array, Array]:
-    """The logarithm of the softmax's denominator, the label's logit, and the largest logit, each [...]."""
-    columns = jnp.arange(logits_V.shape[-1])
-    if over:
-        columns += jax.lax.axis_index(over) * len(columns)
-    top = jax.lax.stop_gradient(logits_V).max(-1)
-    top = jax.lax.pmax(top, over) if over else top
-    # a stray infinity must not turn into a NaN of the difference
-    safe = jnp.where(jnp.isfinite(top), top, 0)
-    log_z = jnp.log(_added(jnp.exp(logits_V - safe[..., None]).sum(-1), over)) + safe
-    label = _added(jnp.where(columns == labels[..., None], logits_V, 0).sum(-1), over)
-    return log_z, label, top
-
-
 def token_sums(logits_V: Array, labels: Array, weights: Array, config: LossConfig, over: tuple[str, ...] = ()) -> Sums:
     """Sums over the tokens that count: `loss` in nats, `tokens`, and `correct` for those the model ranks first.
 
     See `cross_entropy`; `weights` are float32[...], 0 for tokens that do not count.
     """
-    loss = cross_entropy(logits_V, labels, config, over)
-    # the largest logit rather than argmax, which XLA does not vectorise on CPU; a tie counts as correct
-    _, label, top = _log_z_and_label(logits_V, labels, over)
+    loss, hit = _loss_and_hit(logits_V, labels, config, over)
     # where, not times: padding must not pass on a NaN
     return {
         "loss": jnp.sum(jnp.where(weights > 0, loss * weights, 0)),
         "tokens": jnp.sum(weights),
-        "correct": jnp.sum((label >= top) * weights),
+        "correct": jnp.sum(hit * weights),
     }
 
 

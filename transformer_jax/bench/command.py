@@ -122,7 +122,8 @@ def bench(name: str, arguments: list[str]) -> int:
     if args.json is not None:
         write_output(args.json, "--json", json.dumps(result, indent=2) + "\n")
     if args.markdown is not None:
-        command = f"transformer-jax bench {name} --repeats {args.repeats}"
+        only = f" --case {' '.join(args.case)}" if args.case else ""
+        command = f"transformer-jax bench {name}{only} --repeats {args.repeats}"
         text = as_markdown(name, command, what.COLUMNS, rows, remarks)
         write_output(args.markdown, "--markdown", placed(args.markdown, name, text))
     if args.plot is not None and draw is not None:

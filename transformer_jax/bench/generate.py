@@ -16,26 +16,18 @@ import numpy as np
 from transformer_jax.bench import peers
 from transformer_jax.bench.measure import interleaved, ratio, read_bandwidth, surroundings
 from transformer_jax.config import ModelConfig
+from transformer_jax.data.objectives import ARRANGEMENTS
 from transformer_jax.decoding import generate
 from transformer_jax.decoding.model import follow
 from transformer_jax.model.cache import Room
 from transformer_jax.model.transformer import Transformer
+from transformer_jax.recipes import find_recipe
+from transformer_jax.run import example_inputs
 from transformer_jax.tokens import Tokens
 
 Array = jax.Array
 
-GPT2 = ModelConfig(
-    mode="decoder-only",
-    vocab_size=50257,
-    d_model=768,
-    num_layers=12,
-    num_heads=12,
-    max_length=1280,
-    position="learned",
-    activation="gelu_tanh",
-    norm_eps=1e-5,
-    scale_embeddings=False,
-)
+GPT2 = find_recipe("gpt2-124m").model.replace(max_length=1280, dtype="float32")
 BART = ModelConfig(
     vocab_size=10_000,
     d_model=256,
@@ -74,9 +66,7 @@ CASES = {
 @functools.cache
 def random_params(config: ModelConfig) -> Any:
     """Parameters as they are before training."""
-    tokens = Tokens.from_ids(jnp.ones((1, 2), jnp.int32))
-    source = tokens if config.mode == "encoder-decoder" else None
-    return jax.jit(Transformer(config).init)(jax.random.key(0), tokens, source)["params"]
+    return jax.jit(Transformer(config).init)(jax.random.key(0), *example_inputs(config))["params"]
 
 
 @functools.partial(jax.jit, static_argnames=("model", "new"))
@@ -122,7 +112,7 @@ def ways(case: Case) -> dict[str, Callable[[], Any]]:
     """Functions that decode a case, by name; the last of ours is the one that `generate` is."""
     config, model, params = case.config, Transformer(case.config), random_params(case.config)
     ids = np.random.default_rng(0).integers(3, config.vocab_size, (case.batch, case.length)).astype(np.int32)
-    if config.mode == "encoder-decoder":
+    if ARRANGEMENTS[config.mode].has_source:
         prompt, source = Tokens.from_ids(np.full((case.batch, 1), 2, np.int32)), Tokens.from_ids(ids)
         peer = peers.bart(config, ids, case.new, case.beam_size)
     else:

@@ -13,22 +13,11 @@ from transformer_jax.data.objectives import ARRANGEMENTS
 from transformer_jax.model.transformer import Transformer
 from transformer_jax.objective import Loss, make_loss
 from transformer_jax.optimizer import make_optimizer
+from transformer_jax.recipes import find_recipe
 from transformer_jax.step import TrainState, train_step
 from transformer_jax.tokens import Batch, Tokens
 
-# nanoGPT's model of characters on a CPU (`python train.py shakespeare-char`)
-TINY = ModelConfig(
-    mode="decoder-only",
-    vocab_size=65,
-    d_model=128,
-    num_layers=4,
-    num_heads=4,
-    max_length=64,
-    position="learned",
-    activation="gelu",
-    use_bias=False,
-    scale_embeddings=False,
-)
+TINY = find_recipe("shakespeare-char").model.replace(vocab_size=65)  # nanoGPT's model of characters on a CPU
 ADAMW = OptimizerConfig(learning_rate=1e-3, b2=0.95, weight_decay=0.1, schedule="constant", warmup_steps=0, clip_norm=0)
 
 
@@ -53,9 +42,9 @@ class Subject(NamedTuple):
         source = tokens() if ARRANGEMENTS[self.config.mode].has_source else None
         return Batch(tokens(), ids(), np.ones(shape, np.float32), source)
 
-    def parts(self, optimizer: OptimizerConfig = ADAMW) -> tuple[TrainState, Loss, optax.GradientTransformation]:
+    def parts(self) -> tuple[TrainState, Loss, optax.GradientTransformation]:
         """The state before the first step, the loss and the optimizer."""
-        model, batch, update = Transformer(self.config), self.draw(), make_optimizer(optimizer, 1000)
+        model, batch, update = Transformer(self.config), self.draw(), make_optimizer(ADAMW, 1000)
 
         @jax.jit
         def first() -> TrainState:
