@@ -1,7 +1,7 @@
 """(state, batch) -> (state, metrics): one update, a pure function of its arguments."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -9,6 +9,7 @@ import optax
 from flax import struct
 
 from transformer_jax.objective import Loss
+from transformer_jax.optimizer import global_norm
 from transformer_jax.tokens import Batch
 
 Array = jax.Array
@@ -62,6 +63,14 @@ class TrainState(struct.PyTreeNode):
         return self.params if self.ema is None else self.ema
 
 
+class Updated(NamedTuple):
+    """What an update changes of a state."""
+
+    params: Any
+    opt_state: Any
+    ema: Any
+
+
 def identity(tree: Any) -> Any:
     return tree
 
@@ -107,14 +116,15 @@ def train_step(
 ) -> tuple[TrainState, Metrics]:
     """One update. Everything is a sum until one division by the number of tokens.
 
-    A step whose loss, gradient or new parameters are not finite, or whose gradient is a spike, is left out: `step` goes
-    on, so the next batch is another one, and all else stays as it was. All devices decide from the same sums.
+    A step whose loss or gradient is not finite, or whose gradient is a spike, is left out: `step` goes on, so the next
+    batch is another one, and all else stays as it was. All devices decide from the same sums, before the update, so
+    that it goes through the parameters once.
 
     Args:
         state: it is not changed; a compiled step may reuse its memory.
         batch: every array has the batch as its first axis, a multiple of `accumulate`.
         loss: see `objective.make_loss`.
-        optimizer: any Optax optimizer.
+        optimizer: any Optax optimizer. One that takes extra arguments is given `grad_norm`.
         accumulate: the number of microbatches, whose sums are those of the whole batch.
         ema_decay: of the moving average, where the state has one.
         spike_factor: leave a step out whose gradient norm is above so many times the median of the latest ones, where
@@ -130,20 +140,27 @@ def train_step(
     key = jax.random.fold_in(jax.random.fold_in(jax.random.key(state.seed), state.step), part)
     grads, sums = reduce(gradient_sums(loss, state.params, batch, key, accumulate))
     tokens = jnp.maximum(sums["tokens"], 1)
-    grads = jax.tree.map(lambda g: g / tokens.astype(g.dtype), grads)
-    norm = optax.tree.norm(grads)
-    updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-    params = optax.apply_updates(state.params, updates)
-    finite = jnp.isfinite(sums["loss"]) & jnp.isfinite(norm) & jnp.isfinite(optax.tree.norm(updates))
+    norm = global_norm(grads) / tokens
+    finite = jnp.isfinite(sums["loss"]) & jnp.isfinite(norm)
     norms, good = state.norms, finite
     if norms is not None:
         good &= ~is_spike(norm, norms, spike_factor)
         norms = jnp.where(jnp.isfinite(norm), jnp.roll(norms, 1).at[0].set(norm), norms)
-    ema = state.ema
-    if ema is not None:
-        ema = jax.tree.map(lambda mean, new: ema_decay * mean + (1 - ema_decay) * new.astype(mean.dtype), ema, params)
-    new, old = (params, opt_state, ema), (state.params, state.opt_state, state.ema)
-    params, opt_state, ema = jax.tree.map(lambda x, y: jnp.where(good, x, y), new, old)
+
+    def mean(g: Array) -> Array:
+        kind = jnp.promote_types(g.dtype, tokens.dtype)
+        return (g * (1 / tokens.astype(kind))).astype(g.dtype)  # a product of a gradient is made where it is used
+
+    def updated(old: Updated) -> Updated:
+        update = optax.with_extra_args_support(optimizer).update
+        updates, opt_state = update(jax.tree.map(mean, grads), old.opt_state, old.params, grad_norm=norm)
+        params, ema = optax.apply_updates(old.params, updates), old.ema
+        if ema is not None:
+            ema = jax.tree.map(lambda x, new: ema_decay * x + (1 - ema_decay) * new.astype(x.dtype), ema, params)
+        return Updated(params, opt_state, ema)
+
+    # a branch rather than a choice between old and new, for which XLA would copy the old on CPU
+    new = jax.lax.cond(good, updated, identity, Updated(state.params, state.opt_state, state.ema))
     metrics = {
         "loss": sums["loss"] / tokens,
         "accuracy": sums["correct"] / tokens,
@@ -154,5 +171,4 @@ def train_step(
     for name in ("balance", "router_z", "dropped"):
         if name in sums:
             metrics[name] = sums[name] / jnp.maximum(sums["routed"], 1)
-    after = dict(params=params, opt_state=opt_state, ema=ema, norms=norms)
-    return state.replace(step=state.step + 1, skipped=state.skipped + ~good, **after), metrics
+    return state.replace(step=state.step + 1, skipped=state.skipped + ~good, norms=norms, **new._asdict()), metrics

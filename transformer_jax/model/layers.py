@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
 
 from transformer_jax.axes import axes_of, constrain, gathered, mesh_in_use, sizes, spec, split, varying
@@ -44,6 +45,22 @@ def product(einsum: str, x: Array, w: Array, dtype: Any) -> Array:
     return parts.sum(0).reshape(shape).astype(dtype or x.dtype)
 
 
+MANY_ROWS = 256  # for which making one weight of several costs less than several products
+
+
+def products(x: Array, maps: tuple[tuple[str, Array], ...], dtype: Any) -> list[Array]:
+    """The `product` of x with each weight. On CPU, several weights that contract x's last axis are taken as one."""
+    x_axes = maps[0][0].partition(",")[0]
+    rows, summed = x_axes[:-1], x_axes[-1]
+    alike = all(spec.startswith(f"{x_axes},{summed}") and f"->{rows}" in spec for spec, _ in maps)
+    if len(maps) == 1 or not alike or x.size < MANY_ROWS * x.shape[-1] or jax.default_backend() != "cpu":
+        return [product(spec, x, w, dtype) for spec, w in maps]
+    w = jnp.concatenate([w.reshape(x.shape[-1], -1) for _, w in maps], 1)
+    ends = np.cumsum([w.size // x.shape[-1] for _, w in maps])[:-1]
+    parts = jnp.split(product(f"{x_axes},{summed}Y->{rows}Y", x, w, dtype), ends, -1)
+    return [y.reshape(*x.shape[:-1], *w.shape[1:]) for y, (_, w) in zip(parts, maps, strict=True)]
+
+
 def linear(x: Array, *maps: tuple[str, Array], dtype: Any = None, regather: bool = True) -> list[Array]:
     """Einsums of one x, such as `BTD,DHK->BTHK`, with several weights; the results in `dtype`, None for x's own.
 
@@ -55,7 +72,7 @@ def linear(x: Array, *maps: tuple[str, Array], dtype: Any = None, regather: bool
 
     mesh = mesh_in_use()
     if not mesh:
-        return [product(spec, x, w.astype(x.dtype), dtype) for spec, w in maps]
+        return products(x, tuple((spec, w.astype(x.dtype)) for spec, w in maps), dtype)
     x_axes = maps[0][0].partition(",")[0]
     x_split = split(dict(zip(x_axes, x.shape, strict=True)), mesh)
     x_over = axes_of(x_split, x_axes)
