@@ -32,7 +32,8 @@ from transformer_jax import ModelConfig, Tokens, Transformer
 from transformer_jax.axes import letters_of
 from transformer_jax.config import RopeConfig
 from transformer_jax.model import positions
-from transformer_jax.model.attention import KeyValue, Sight, attend, sees
+from transformer_jax.model.attention import KeyValue, attend, sees
+from transformer_jax.model.backends import Sight
 from transformer_jax.model.cache import Cache, Room
 from transformer_jax.model.layers import Einsum
 

@@ -16,14 +16,19 @@ PlacementName = Literal["pre", "post", "sandwich"]
 ActivationName = Literal["relu", "gelu", "gelu_tanh", "silu", "relu_squared", "tanh"]
 RopeScalingName = Literal["none", "linear", "ntk", "llama3", "yarn"]
 DtypeName = Literal["float32", "bfloat16", "float64"]
+AttentionName = Literal["auto", "reference", "blocks", "xla", "cudnn", "splash"]
 RematName = Literal["none", "dots", "full"]
 
 # A field that is worked out from the others when it is left None. To the model's code it is always a number.
 if TYPE_CHECKING:
     Derived = int
+    DerivedSwitch = bool
 else:
     Derived = int | None
+    DerivedSwitch = bool | None
 DERIVED: Any = None
+
+UNROLLED_LAYERS = 16  # up to so many, the time to compile each is paid back by faster steps: `bench compile`
 
 
 @dataclasses.dataclass(frozen=True)
@@ -128,6 +133,9 @@ class ModelConfig:
     """Norm over each head's queries and keys (Dehghani et al. 2023, section 2)."""
     query_scale: float | None = None
     """Factor on queries. None: 1 / sqrt(head_dim). T5: 1."""
+    attention: AttentionName = "auto"
+    """How attention is computed. auto: by the device's kernel where it fits. reference: all logits at once. blocks: of
+    512 queries at a time. xla, cudnn: jax.nn.dot_product_attention. splash: JAX's kernel for TPU."""
     windows: tuple[int, ...] = (0,)
     """Self-attention window of each layer in tokens, repeated over the layers; 0 is no window. A decoder's query sees
     itself and window - 1 keys before it, an encoder's also as many after it (Beltagy et al. 2020)."""
@@ -153,9 +161,9 @@ class ModelConfig:
     """Of activations and matrix products. Softmax, norms, logits and the loss are at least float32."""
     param_dtype: DtypeName = "float32"
     """Of parameters."""
-    scan_layers: bool = False
+    scan_layers: DerivedSwitch = DERIVED
     """Compile one block, or one round of `windows`, and loop over it: a deep model compiles in the time of one.
-    Parameters of all layers are stacked along a first axis N."""
+    Parameters of all layers are stacked along a first axis N. None: where a stack has more than 16 layers."""
     remat: RematName = "none"
     """What the backward pass computes again instead of keeping it (Chen et al. 2016). dots: all but matrix products.
     full: all within a block."""
@@ -183,11 +191,19 @@ class ModelConfig:
             num_kv_heads=self.num_heads,
             head_dim=self.d_model // self.num_heads,
             d_ff=4 * self.d_model,
+            scan_layers=self._is_deep(),
         )
         for name, value in rest.items():
             if getattr(self, name) is None:
                 object.__setattr__(self, name, value)
         self._check_combinations()
+
+    def _is_deep(self) -> bool:
+        """Whether a stack is deep enough to loop over its layers, and all can be."""
+        layers = [self.num_layers]
+        if self.mode == "encoder-decoder":
+            layers.append(self.num_encoder_layers or self.num_layers)
+        return max(layers) > UNROLLED_LAYERS and not any(number % max(len(self.windows), 1) for number in layers)
 
     def _check_combinations(self) -> None:
         if self.num_heads % self.num_kv_heads:

@@ -16,6 +16,7 @@ from transformer_jax.data.sources import BASELINES, Pairs
 from transformer_jax.errors import CheckpointError, StorageError
 from transformer_jax.evaluate import exact_match
 from transformer_jax.metrics import MetricsWriter, draw_loss, read_records
+from transformer_jax.model.attention import describe_attention
 from transformer_jax.optimizer import describe_decay
 from transformer_jax.pace import Clock, Stopped, StopSignal, ahead
 from transformer_jax.resume import Found, find_run, write_papers
@@ -74,7 +75,10 @@ def _train(trainer: Trainer, found: Found, checkpoints: Checkpoints, terminal: T
     abstract = trainer.abstract_state()
     write_papers(folder, trainer.papers)
     count = sum(leaf.size for leaf in jax.tree.leaves(abstract.params))
-    terminal.introduce(run, folder, count, found.data.report, describe_decay(abstract.params, run.optimizer))
+    rows = run.batch_size // (run.optimizer.accumulate * trainer.partitioner.batch_parts)
+    attention = describe_attention(run.model, rows, run.data.target_length or run.model.max_length)
+    report = [*found.data.report, attention, describe_decay(abstract.params, run.optimizer)]
+    terminal.introduce(run, folder, count, report)
     watchdog = Watchdog(folder, run.seconds("stall_after"))
     with watchdog.watching(), job.together(lambda: checkpoints.latest):
         state = trainer.first_state() if found.step is None else restore(checkpoints.unit(found.step), abstract)

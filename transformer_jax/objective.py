@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from transformer_jax.axes import axes_of, gathered, mesh_in_use, path_names, spec, split, varying
 from transformer_jax.config import LossConfig
-from transformer_jax.model.attention import soft_cap
+from transformer_jax.model.backends import soft_cap
 from transformer_jax.model.gradients import matmul, sum_of_parts
 from transformer_jax.model.transformer import Transformer
 from transformer_jax.tokens import Batch

@@ -102,6 +102,56 @@ def is_spike(norm: Array, norms: Array, factor: float) -> Array:
     return known & (norm > factor * jnp.nanmedian(norms))
 
 
+def step_key(state: TrainState, part: Array | int = 0) -> Array:
+    """The key of a step's randomness, for a part of its batch."""
+    return jax.random.fold_in(jax.random.fold_in(jax.random.key(state.seed), state.step), part)
+
+
+def apply_gradients(
+    state: TrainState,
+    grads: Any,
+    sums: Metrics,
+    *,
+    optimizer: optax.GradientTransformation,
+    ema_decay: float = 0.0,
+    spike_factor: float = 0.0,
+) -> tuple[TrainState, Metrics]:
+    """The second half of `train_step`: the gradient and the other sums over a whole batch -> (state, metrics)."""
+    tokens = jnp.maximum(sums["tokens"], 1)
+    norm = global_norm(grads) / tokens
+    finite = jnp.isfinite(sums["loss"]) & jnp.isfinite(norm)
+    norms, good = state.norms, finite
+    if norms is not None:
+        good &= ~is_spike(norm, norms, spike_factor)
+        norms = jnp.where(jnp.isfinite(norm), jnp.roll(norms, 1).at[0].set(norm), norms)
+
+    def mean(g: Array) -> Array:
+        kind = jnp.promote_types(g.dtype, tokens.dtype)
+        return (g * (1 / tokens.astype(kind))).astype(g.dtype)  # a product of a gradient is made where it is used
+
+    def updated(old: Updated) -> Updated:
+        update = optax.with_extra_args_support(optimizer).update
+        updates, opt_state = update(jax.tree.map(mean, grads), old.opt_state, old.params, grad_norm=norm)
+        params, ema = optax.apply_updates(old.params, updates), old.ema
+        if ema is not None:
+            ema = jax.tree.map(lambda x, new: ema_decay * x + (1 - ema_decay) * new.astype(x.dtype), ema, params)
+        return Updated(params, opt_state, ema)
+
+    # a branch rather than a choice between old and new, for which XLA would copy the old on CPU
+    new = jax.lax.cond(good, updated, identity, Updated(state.params, state.opt_state, state.ema))
+    metrics = {
+        "loss": sums["loss"] / tokens,
+        "accuracy": sums["correct"] / tokens,
+        "tokens": sums["tokens"],
+        "grad_norm": norm,
+        "skipped": jnp.where(good, 0, jnp.where(finite, SPIKE, NOT_FINITE)),
+    }
+    for name in ("balance", "router_z", "dropped"):
+        if name in sums:
+            metrics[name] = sums[name] / jnp.maximum(sums["routed"], 1)
+    return state.replace(step=state.step + 1, skipped=state.skipped + ~good, norms=norms, **new._asdict()), metrics
+
+
 def train_step(
     state: TrainState,
     batch: Batch,
@@ -137,38 +187,5 @@ def train_step(
         why it was left out, 0 where it was not; of a mixture of experts also `balance` (1 is even), `router_z` and
         `dropped` (the share of choices that found no place), means over tokens and layers.
     """
-    key = jax.random.fold_in(jax.random.fold_in(jax.random.key(state.seed), state.step), part)
-    grads, sums = reduce(gradient_sums(loss, state.params, batch, key, accumulate))
-    tokens = jnp.maximum(sums["tokens"], 1)
-    norm = global_norm(grads) / tokens
-    finite = jnp.isfinite(sums["loss"]) & jnp.isfinite(norm)
-    norms, good = state.norms, finite
-    if norms is not None:
-        good &= ~is_spike(norm, norms, spike_factor)
-        norms = jnp.where(jnp.isfinite(norm), jnp.roll(norms, 1).at[0].set(norm), norms)
-
-    def mean(g: Array) -> Array:
-        kind = jnp.promote_types(g.dtype, tokens.dtype)
-        return (g * (1 / tokens.astype(kind))).astype(g.dtype)  # a product of a gradient is made where it is used
-
-    def updated(old: Updated) -> Updated:
-        update = optax.with_extra_args_support(optimizer).update
-        updates, opt_state = update(jax.tree.map(mean, grads), old.opt_state, old.params, grad_norm=norm)
-        params, ema = optax.apply_updates(old.params, updates), old.ema
-        if ema is not None:
-            ema = jax.tree.map(lambda x, new: ema_decay * x + (1 - ema_decay) * new.astype(x.dtype), ema, params)
-        return Updated(params, opt_state, ema)
-
-    # a branch rather than a choice between old and new, for which XLA would copy the old on CPU
-    new = jax.lax.cond(good, updated, identity, Updated(state.params, state.opt_state, state.ema))
-    metrics = {
-        "loss": sums["loss"] / tokens,
-        "accuracy": sums["correct"] / tokens,
-        "tokens": sums["tokens"],
-        "grad_norm": norm,
-        "skipped": jnp.where(good, 0, jnp.where(finite, SPIKE, NOT_FINITE)),
-    }
-    for name in ("balance", "router_z", "dropped"):
-        if name in sums:
-            metrics[name] = sums[name] / jnp.maximum(sums["routed"], 1)
-    return state.replace(step=state.step + 1, skipped=state.skipped + ~good, norms=norms, **new._asdict()), metrics
+    grads, sums = reduce(gradient_sums(loss, state.params, batch, step_key(state, part), accumulate))
+    return apply_gradients(state, grads, sums, optimizer=optimizer, ema_decay=ema_decay, spike_factor=spike_factor)

@@ -24,14 +24,14 @@ class Terminal:
         """One line."""
         self._console.print(text, markup=False)
 
-    def introduce(self, run: RunConfig, folder: Path, parameters: int, report: list[str], decay: str) -> None:
+    def introduce(self, run: RunConfig, folder: Path, parameters: int, report: list[str]) -> None:
         """What is about to be trained, on what, and where."""
         import jax
 
         devices = jax.devices()
         self.say(f"{run.recipe}: {run.model.mode}, {parameters:,} parameters, {run.data.objective}, in {folder}")
         self.say(f"devices: {len(devices)} x {devices[0].device_kind}, strategy {run.parallel.strategy}")
-        for line in (*report, decay):
+        for line in report:
             self.say(line)
 
     def _open_bar(self, steps: int) -> Any:

@@ -10,6 +10,7 @@ from transformer_jax.bench.measure import compiled_from, interleaved, surroundin
 from transformer_jax.bench.subject import TINY, Subject
 
 LAYERS = (4, 12, 48)
+TURN = 0.5  # seconds
 CASES = {
     "narrow": Subject(TINY, batch=12, length=64),
     "wide": Subject(TINY.replace(d_model=384, num_heads=6, max_length=256), batch=4, length=256),
@@ -27,7 +28,7 @@ def measure(subject: Subject, layers: int, repeats: int, say: Callable[[str], No
         batch = jax.device_put(deep.draw())
         program, costs[name] = compiled_from(None, step, (state, batch))
         functions[name] = functools.partial(program, state, batch)
-    times = interleaved(functions, repeats)
+    times = interleaved(functions, repeats, TURN)
     return {
         name: {**costs[name], "seconds": each.each, "seconds_a_step": each.median, "spread": each.spread}
         for name, each in times.items()

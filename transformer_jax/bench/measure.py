@@ -46,14 +46,24 @@ def seconds(function: Callable[[], Any]) -> float:
     return time.perf_counter() - start
 
 
-def interleaved(functions: Mapping[str, Callable[[], Any]], repeats: int) -> dict[str, Times]:
-    """Each is called once to warm up, and then in turn with the others, so that noise hits all of them alike."""
+def interleaved(functions: Mapping[str, Callable[[], Any]], repeats: int, turn: float = 0.0) -> dict[str, Times]:
+    """Each is called twice to warm up, and then in turn with the others, so that noise hits all of them alike.
+
+    A turn is as many calls as fit into `turn` seconds, one at least, back to back; its time is that of one call.
+    """
     first = {name: seconds(function) for name, function in functions.items()}
+    calls = {name: max(1, int(turn / seconds(function))) if turn else 1 for name, function in functions.items()}
     each: dict[str, list[float]] = {name: [] for name in functions}
     for _ in range(repeats):
         for name, function in functions.items():
-            each[name].append(seconds(function))
+            each[name].append(seconds(functools.partial(_repeated, function, calls[name])) / calls[name])
     return {name: Times(first[name], tuple(each[name])) for name in functions}
+
+
+def _repeated(function: Callable[[], Any], calls: int) -> Any:
+    for _ in range(calls - 1):
+        function()
+    return function()
 
 
 def ratio(of: Times, to: Times) -> float:

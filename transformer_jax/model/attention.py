@@ -7,7 +7,7 @@ from flax import struct
 
 from transformer_jax.axes import constrain, gathered, mesh_in_use, spec, split
 from transformer_jax.config import ModelConfig
-from transformer_jax.model.gradients import masked_softmax
+from transformer_jax.model.backends import Shape, Sight, attend_with, attention_weights, choose
 from transformer_jax.model.layers import Einsum, Norm, project
 from transformer_jax.model.positions import POSITIONS, Position, distance
 from transformer_jax.tokens import Tokens
@@ -20,13 +20,6 @@ class KeyValue(struct.PyTreeNode):
 
     k_BSGK: Array
     v_BSGK: Array
-
-
-class Sight(struct.PyTreeNode):
-    """What queries look at: bool[B, T, S], which keys they see, and what order adds to the logits, [B, H, T, S]."""
-
-    mask_BTS: Array
-    bias_BHTS: Array | None = None
 
 
 def sees(q: Tokens, kv: Tokens, causal: bool, window: int = 0) -> Array:
@@ -45,51 +38,22 @@ def sees(q: Tokens, kv: Tokens, causal: bool, window: int = 0) -> Array:
     return mask_BTS & (jnp.abs(distance(q, kv)) < window) if window else mask_BTS
 
 
-def soft_cap(x: Array, cap: float | None) -> Array:
-    """x bent smoothly into (-cap, cap) (Gemma 2, section 2); the same x without a cap."""
-    return x if cap is None else cap * jnp.tanh(x / cap)
-
-
-def attention_weights(q_BTHK: Array, k_BSGK: Array, sight: Sight, cap: float | None) -> Array:
-    """How much of each key a query takes, [B, H, T, S]: the softmax of `softmax_attention`."""
-    B, T, H, K = q_BTHK.shape
-    S, G = k_BSGK.shape[1:3]
-    kind = jnp.promote_types(q_BTHK.dtype, jnp.float32)
-    # heads first, and the heads of a group below each other: one product of two matrices for each key/value head
-    q_BGRK, k_BGSK = jnp.swapaxes(q_BTHK, 1, 2).reshape(B, G, -1, K), jnp.swapaxes(k_BSGK, 1, 2)
-    logits_BGRS = jnp.einsum("BGRK,BGSK->BGRS", q_BGRK, k_BGSK, preferred_element_type=kind)
-    logits_BHTS = logits_BGRS.reshape(B, H, T, S)
-    if sight.bias_BHTS is not None:
-        logits_BHTS += sight.bias_BHTS
-    return masked_softmax(soft_cap(logits_BHTS, cap), sight.mask_BTS[:, None])
-
-
-def softmax_attention(
-    q_BTHK: Array, k_BSGK: Array, v_BSGK: Array, sight: Sight, cap: float | None, keep_BHTS: Array | None
+def attend(
+    q_BTHK: Array,
+    kv: KeyValue,
+    sight: Sight,
+    cap: float | None,
+    keep_BHTS: Array | None = None,
+    backend: str = "reference",
 ) -> Array:
-    """Softmax attention (Vaswani et al. 2017, equation 1) of queries that are scaled already, [B, T, H, K].
-
-    Each of the G key/value heads serves H / G query heads. Logits and softmax are at least float32. A query that sees
-    no key gets zeros. `keep_BHTS` multiplies the weights.
-    """
-    (B, T, H, K), (S, G) = q_BTHK.shape, k_BSGK.shape[1:3]
-    weights_BHTS = attention_weights(q_BTHK, k_BSGK, sight, cap)
-    if keep_BHTS is not None:
-        weights_BHTS *= keep_BHTS
-    weights_BGRS = weights_BHTS.astype(q_BTHK.dtype).reshape(B, G, -1, S)
-    out_BGRK = jnp.einsum("BGRS,BGSK->BGRK", weights_BGRS, jnp.swapaxes(v_BSGK, 1, 2))
-    return jnp.swapaxes(out_BGRK.reshape(B, H, T, K), 1, 2)
-
-
-def attend(q_BTHK: Array, kv: KeyValue, sight: Sight, cap: float | None, keep_BHTS: Array | None = None) -> Array:
-    """`softmax_attention` on the devices where the queries are, [B, T, H, K].
+    """`backends.reference`, by that backend or another one, on the devices where the queries are, [B, T, H, K].
 
     Where a sequence is split over devices, each has a part of the queries and gathers the keys and values of all
     (Llama Team 2024, section 3.3.2), so every mask is exact.
     """
     mesh = mesh_in_use()
     if not mesh:
-        return softmax_attention(q_BTHK, kv.k_BSGK, kv.v_BSGK, sight, cap, keep_BHTS)
+        return attend_with(backend, q_BTHK, kv.k_BSGK, kv.v_BSGK, sight, cap, keep_BHTS)
     q_split = split(dict(zip("BTHK", q_BTHK.shape, strict=True)), mesh)
     H, G = q_BTHK.shape[2], kv.k_BSGK.shape[2]
     if 1 < G < H and split({"G": G}, mesh).get("G") != q_split.get("H"):
@@ -101,12 +65,33 @@ def attend(q_BTHK: Array, kv: KeyValue, sight: Sight, cap: float | None, keep_BH
 
     def local(q_BTHK: Array, kv: KeyValue, sight: Sight, keep_BHTS: Array | None) -> Array:
         k_BSGK, v_BSGK = (gathered(x, "BSGK", have, want) for x in (kv.k_BSGK, kv.v_BSGK))
-        return softmax_attention(q_BTHK, k_BSGK, v_BSGK, sight, cap, keep_BHTS)
+        return attend_with(backend, q_BTHK, k_BSGK, v_BSGK, sight, cap, keep_BHTS)
 
     q_spec, kv_spec = spec("BTHK", q_split), spec("BSGK", have)
-    sight_specs = jax.tree.map(lambda x: spec("BT." if x.ndim == 3 else "BHT.", q_split), sight)
+    if "T" in q_split:
+        sight = sight.replace(segments=None)  # a part of the queries does not begin at the row's first place
+    sight_specs = jax.tree.map(lambda x: spec({2: "BT", 3: "BT.", 4: "BHT."}[x.ndim], q_split), sight)
     inputs = (q_spec, kv_spec, sight_specs, spec("BHT.", q_split))
     return jax.shard_map(local, in_specs=inputs, out_specs=q_spec)(q_BTHK, kv, sight, keep_BHTS)
+
+
+def describe_attention(config: ModelConfig, rows: int, length: int) -> str:
+    """One line that says how a decoder attends to so many rows of that length on a device in training, and why."""
+    shape = Shape(
+        jax.default_backend(),
+        config.dtype,
+        rows,
+        length,
+        length,
+        config.num_heads,
+        config.head_dim,
+        cap=config.attention_softcap is not None,
+        bias=config.position in ("alibi", "t5"),
+        dropout=config.attention_dropout_rate > 0,
+        segments=config.prefix_attention == "causal",
+    )
+    name, why = choose(config.attention, shape)
+    return f"attention {name}: {why}"
 
 
 class Attention(nn.Module):
@@ -165,7 +150,7 @@ class Attention(nn.Module):
             shape = (*q_BTHK.shape[:1], config.num_heads, *sight.mask_BTS.shape[1:])
             keep_BHTS = jax.random.bernoulli(self.make_rng("dropout"), 1 - rate, shape) / (1 - rate)
             keep_BHTS = constrain(keep_BHTS, "BHT.")
-        return self.out(attend(q_BTHK, kv, sight, config.attention_softcap, keep_BHTS))
+        return self.out(attend(q_BTHK, kv, sight, config.attention_softcap, keep_BHTS, config.attention))
 
 
 CROSS_POSITIONS = {"none": lambda config: Position(), "same": lambda config: POSITIONS[config.position]}

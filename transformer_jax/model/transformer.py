@@ -10,7 +10,8 @@ from flax import struct
 
 from transformer_jax.axes import sizes
 from transformer_jax.config import ModelConfig
-from transformer_jax.model.attention import CROSS_POSITIONS, Attention, KeyValue, Sight, sees, soft_cap
+from transformer_jax.model.attention import CROSS_POSITIONS, Attention, KeyValue, sees
+from transformer_jax.model.backends import Sight, soft_cap
 from transformer_jax.model.cache import Cache, Held, LayerSlots, Room, Slots
 from transformer_jax.model.experts import Experts
 from transformer_jax.model.layers import TIED, Dropout, Einsum, Embedding, FeedForward, Norm, Residual, dtype_of, linear
@@ -189,9 +190,12 @@ class Stack(nn.Module):
         config, windows = self.config, sorted(set(self.config.windows))
         keys = dict.fromkeys(windows, tokens) if cache is None else cache.add(tokens)
 
+        plain = cache is None and tokens.prefix is None and tokens.lineage is None
+
         def sight(window: int) -> Sight:
             bias_BHTS = self.position.bias(self.table, tokens, keys[window], self.causal, config)
-            return Sight(sees(tokens, keys[window], self.causal, window), bias_BHTS)
+            segments = (tokens.segments, tokens.segments) if plain else None
+            return Sight(sees(tokens, keys[window], self.causal, window), bias_BHTS, segments, self.causal, window)
 
         own = {window: sight(window) for window in windows}
         across = None

@@ -1,0 +1,130 @@
+"""Every way to compute attention gives what the reference gives, values and gradients."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from transformer_jax import Tokens
+from transformer_jax.model import backends
+from transformer_jax.model.attention import sees
+from transformer_jax.model.backends import BACKENDS, Shape, Sight, choose
+
+CPU = Shape("cpu", "float32", 8, 64, 64, 4, 32)
+LARGE = CPU._replace(queries=4096, keys=4096)
+GPU = CPU._replace(platform="gpu", dtype="bfloat16", head_dim=64)
+TPU = CPU._replace(platform="tpu", dtype="bfloat16", queries=256, keys=256, head_dim=128, segments=True)
+
+
+def inputs(causal, window=0, length=256, heads=4, groups=2, width=128, bias=False):
+    """Queries, keys and values of packed rows, one with padding at its end, and what sees what."""
+    random = np.random.default_rng(0)
+    segments = np.repeat([[1, 1, 2, 2, 2, 3, 0, 0], [1, 2, 2, 2, 2, 2, 2, 2]], length // 8, 1).astype(np.int32)
+    starts = np.where(np.diff(segments, prepend=-1) != 0, np.arange(length), 0)
+    places = np.arange(length) - np.maximum.accumulate(starts, -1)
+    tokens = Tokens(jnp.zeros_like(segments), jnp.asarray(segments), jnp.asarray(places, jnp.int32))
+
+    def draw(*shape):
+        return jnp.asarray(random.normal(0, 1, shape), jnp.float32)
+
+    q = draw(2, length, heads, width) * width**-0.5
+    bias = draw(2, heads, length, length) if bias else None
+    mask = sees(tokens, tokens, causal, window)
+    sight = Sight(mask, bias, (tokens.segments, tokens.segments), causal, window)
+    return q, draw(2, length, groups, width), draw(2, length, groups, width), sight
+
+
+def with_gradients(attend, q, k, v, sight, cap, keep=None):
+    """The output and the gradients of its product with fixed numbers."""
+    weights = jnp.cos(jnp.arange(q.size, dtype=jnp.float32)).reshape(q.shape)
+
+    def value(q, k, v):
+        out = attend(q, k, v, sight, cap, keep)
+        return jnp.sum(out * weights), out
+
+    (_, out), grads = jax.jit(jax.value_and_grad(value, (0, 1, 2), has_aux=True))(q, k, v)
+    return out, *grads
+
+
+def same(one, other, atol):
+    for x, y in zip(one, other, strict=True):
+        assert np.isfinite(np.asarray(x)).all()
+        np.testing.assert_allclose(x, y, rtol=0, atol=atol)
+
+
+@pytest.mark.parametrize(("causal", "window"), [(True, 0), (False, 0), (True, 40), (False, 40)])
+@pytest.mark.parametrize("name", ["blocks", "xla"])
+def test_backends_give_what_the_reference_gives(monkeypatch, name, causal, window):
+    """Packed rows, padding, windows, both directions, a bias: outputs and gradients to 2e-5, padding exactly zero."""
+    monkeypatch.setattr(backends, "BLOCK", 64)
+    given = inputs(causal, window, width=32, bias=True)
+    wanted = with_gradients(backends.reference, *given, cap=None)
+    got = with_gradients(BACKENDS[name].attend, *given, cap=None)
+    same(got, wanted, 2e-5)
+    assert not np.any(got[0][0, -64:])
+
+
+def test_blocks_take_caps_and_dropout(monkeypatch):
+    monkeypatch.setattr(backends, "BLOCK", 64)
+    given = inputs(True, width=32)
+    keep = jax.random.bernoulli(jax.random.key(0), 0.8, (2, 4, 256, 256)) / 0.8
+    wanted = with_gradients(backends.reference, *given, cap=2.0, keep=keep)
+    same(with_gradients(backends.blocks, *given, cap=2.0, keep=keep), wanted, 2e-5)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(("causal", "window"), [(True, 0), (False, 0), (True, 40), (False, 40)])
+def test_splash_gives_what_the_reference_gives(causal, window):
+    """The kernel for TPU in Pallas's interpreter, to 1e-4: packing, padding, windows, a cap."""
+    given = inputs(causal, window)
+    splash = functools.partial(backends.splash, interpret=True)
+    cap = 2.0 if causal and not window else None
+    wanted, got = (with_gradients(f, *given, cap=cap) for f in (backends.reference, splash))
+    segments = given[3].segments
+    assert segments is not None
+    real = np.asarray(segments[0] > 0)
+    np.testing.assert_allclose(got[0][real], wanted[0][real], rtol=0, atol=1e-4)
+    assert not np.any(np.asarray(got[0])[~real])
+
+
+def test_blocks_need_less_memory():
+    """With 4,096 queries the logits of one block are held, not those of all: a third of the memory or less."""
+    q, k = jnp.zeros((1, 4096, 2, 16)), jnp.zeros((1, 4096, 2, 16))
+    sight = Sight(jnp.ones((1, 4096, 4096), bool))
+
+    def size(attend):
+        f = jax.jit(jax.grad(lambda q: attend(q, k, k, sight, None, None).sum()))
+        return getattr(f.lower(q).compile().memory_analysis(), "temp_size_in_bytes")  # noqa: B009
+
+    assert size(backends.blocks) < size(backends.reference) / 3
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "wanted"),
+    [
+        ("auto", CPU, "reference"),
+        ("auto", LARGE, "blocks"),
+        ("auto", LARGE._replace(queries=4095), "reference"),
+        ("auto", GPU, "cudnn"),
+        ("auto", GPU._replace(dtype="float32"), "reference"),
+        ("auto", GPU._replace(cap=True), "reference"),
+        ("auto", GPU._replace(bias=True), "reference"),
+        ("auto", GPU._replace(queries=1), "reference"),
+        ("auto", TPU, "splash"),
+        ("auto", TPU._replace(segments=False), "reference"),
+        ("auto", TPU._replace(queries=100), "reference"),
+        ("cudnn", CPU, "reference"),
+        ("splash", GPU, "reference"),
+        ("xla", CPU, "xla"),
+        ("xla", CPU._replace(dropout=True), "reference"),
+        ("blocks", CPU, "reference"),
+    ],
+)
+def test_the_choice_fits_and_says_why(name, shape, wanted):
+    chosen, why = choose(name, shape)
+    assert chosen == wanted
+    assert BACKENDS[chosen].why_not(shape) is None
+    assert why
+    assert name in ("auto", wanted) or name in why

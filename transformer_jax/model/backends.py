@@ -1,0 +1,238 @@
+"""Ways to compute softmax attention. All give what `reference` gives; they differ in memory, speed and device."""
+
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+
+from transformer_jax.model.gradients import masked_softmax
+
+Array = jax.Array
+
+
+class Sight(struct.PyTreeNode):
+    """What queries look at.
+
+    Attributes:
+        mask_BTS: bool[B, T, S], which keys a query sees.
+        bias_BHTS: what order adds to the logits, [B, H, T, S]; None for nothing.
+        segments: int32 [B, T] of queries and [B, S] of keys, where they and the places in the row make the mask, 0 for
+            padding; None where the mask follows from something else, too.
+        causal: with `segments`, no key after a query's place in the row is seen.
+        window: with `segments`, only keys at less than this distance are; 0 for any.
+    """
+
+    mask_BTS: Array
+    bias_BHTS: Array | None = None
+    segments: tuple[Array, Array] | None = None
+    causal: bool = struct.field(pytree_node=False, default=False)
+    window: int = struct.field(pytree_node=False, default=0)
+
+
+def soft_cap(x: Array, cap: float | None) -> Array:
+    """x bent smoothly into (-cap, cap) (Gemma 2, section 2); the same x without a cap."""
+    return x if cap is None else cap * jnp.tanh(x / cap)
+
+
+def attention_weights(q_BTHK: Array, k_BSGK: Array, sight: Sight, cap: float | None) -> Array:
+    """How much of each key a query takes, [B, H, T, S]: the softmax of `reference`."""
+    B, T, H, K = q_BTHK.shape
+    S, G = k_BSGK.shape[1:3]
+    kind = jnp.promote_types(q_BTHK.dtype, jnp.float32)
+    # heads first, and the heads of a group below each other: one product of two matrices for each key/value head
+    q_BGRK, k_BGSK = jnp.swapaxes(q_BTHK, 1, 2).reshape(B, G, -1, K), jnp.swapaxes(k_BSGK, 1, 2)
+    logits_BGRS = jnp.einsum("BGRK,BGSK->BGRS", q_BGRK, k_BGSK, preferred_element_type=kind)
+    logits_BHTS = logits_BGRS.reshape(B, H, T, S)
+    if sight.bias_BHTS is not None:
+        logits_BHTS += sight.bias_BHTS
+    return masked_softmax(soft_cap(logits_BHTS, cap), sight.mask_BTS[:, None])
+
+
+def reference(
+    q_BTHK: Array, k_BSGK: Array, v_BSGK: Array, sight: Sight, cap: float | None, keep_BHTS: Array | None
+) -> Array:
+    """Softmax attention (Vaswani et al. 2017, equation 1) of queries that are scaled already, [B, T, H, K].
+
+    Each of the G key/value heads serves H / G query heads. Logits and softmax are at least float32. A query that sees
+    no key gets zeros. `keep_BHTS` multiplies the weights.
+    """
+    (B, T, H, K), (S, G) = q_BTHK.shape, k_BSGK.shape[1:3]
+    weights_BHTS = attention_weights(q_BTHK, k_BSGK, sight, cap)
+    if keep_BHTS is not None:
+        weights_BHTS *= keep_BHTS
+    weights_BGRS = weights_BHTS.astype(q_BTHK.dtype).reshape(B, G, -1, S)
+    out_BGRK = jnp.einsum("BGRS,BGSK->BGRK", weights_BGRS, jnp.swapaxes(v_BSGK, 1, 2))
+    return jnp.swapaxes(out_BGRK.reshape(B, H, T, K), 1, 2)
+
+
+def blocks(
+    q_BTHK: Array, k_BSGK: Array, v_BSGK: Array, sight: Sight, cap: float | None, keep_BHTS: Array | None
+) -> Array:
+    """`reference` for BLOCK queries at a time, in the backward pass again (Rabe and Staats 2021, section 3).
+
+    Logits of one block are held at a time, so memory grows with S instead of T * S.
+    """
+
+    def cut(x: Array | None, axis: int) -> Array | None:
+        """The queries' axis as a first axis of blocks."""
+        if x is None:
+            return None
+        return jnp.moveaxis(x.reshape(*x.shape[:axis], -1, BLOCK, *x.shape[axis + 1 :]), axis, 0)
+
+    @jax.checkpoint
+    def block(part: Any) -> Array:
+        q, mask, bias, keep = part
+        return reference(q, k_BSGK, v_BSGK, Sight(mask, bias), cap, keep)
+
+    parts = cut(q_BTHK, 1), cut(sight.mask_BTS, 1), cut(sight.bias_BHTS, 2), cut(keep_BHTS, 2)
+    return jnp.moveaxis(jax.lax.map(block, parts), 0, 1).reshape(q_BTHK.shape)
+
+
+def _library(implementation: Any) -> Callable[..., Array]:
+    """`jax.nn.dot_product_attention`, whose softmax of a query that sees no key is set to zero."""
+
+    def attend(
+        q_BTHK: Array, k_BSGK: Array, v_BSGK: Array, sight: Sight, cap: float | None, keep_BHTS: Array | None
+    ) -> Array:
+        bias = None if sight.bias_BHTS is None else sight.bias_BHTS.astype(q_BTHK.dtype)
+        mask = sight.mask_BTS[:, None]
+        out_BTHK = jax.nn.dot_product_attention(
+            q_BTHK, k_BSGK, v_BSGK, bias, mask, scale=1.0, implementation=implementation
+        )
+        return jnp.where(sight.mask_BTS.any(-1)[..., None, None], out_BTHK, 0)
+
+    return attend
+
+
+def splash(
+    q_BTHK: Array,
+    k_BSGK: Array,
+    v_BSGK: Array,
+    sight: Sight,
+    cap: float | None,
+    keep_BHTS: Array | None,
+    interpret: bool = False,
+) -> Array:
+    """JAX's flash attention for TPU, written in Pallas, which skips blocks of keys that nobody sees."""
+    from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as kernel
+    from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
+
+    (T, H), S = q_BTHK.shape[1:3], k_BSGK.shape[1]
+    assert sight.segments is not None
+    if sight.window:
+        one: Any = masks.LocalMask((T, S), (sight.window - 1, 0 if sight.causal else sight.window - 1), 0)
+    else:
+        one = masks.CausalMask((T, S)) if sight.causal else masks.FullMask((T, S))
+    attend = kernel.make_splash_mha(
+        masks.MultiHeadMask([one] * H),
+        head_shards=1,
+        q_seq_shards=1,
+        attn_logits_soft_cap=cap,
+        interpret=interpret,
+    )
+    k_BSHK, v_BSHK = (jnp.repeat(x, H // x.shape[2], 2) for x in (k_BSGK, v_BSGK))
+    first = (jnp.swapaxes(x, 1, 2) for x in (q_BTHK, k_BSHK, v_BSHK))
+    out_BHTK: Any = jax.vmap(attend)(*first, kernel.SegmentIds(*sight.segments))
+    seen_BT = (sight.segments[0] > 0) & sight.mask_BTS.any(-1)  # the kernel lets padding see padding
+    return jnp.where(seen_BT[..., None, None], jnp.swapaxes(out_BHTK, 1, 2).astype(q_BTHK.dtype), 0)
+
+
+class Shape(NamedTuple):
+    """What decides which ways can compute an attention."""
+
+    platform: str
+    dtype: str
+    batch: int
+    queries: int
+    keys: int
+    heads: int
+    head_dim: int
+    cap: bool = False
+    bias: bool = False
+    dropout: bool = False
+    segments: bool = False
+
+
+BLOCK = 512  # queries
+LOGIT_BYTES = 2**29  # of one layer, above which `auto` takes blocks of queries
+
+
+def _why_not_blocks(shape: Shape) -> str | None:
+    if shape.queries < 2 * BLOCK or shape.queries % BLOCK:
+        return f"{shape.queries} queries are not two or more blocks of {BLOCK}"
+    return None
+
+
+def _why_not_library(shape: Shape) -> str | None:
+    return "it has no soft cap" if shape.cap else "it has no dropout" if shape.dropout else None
+
+
+def _why_not_cudnn(shape: Shape) -> str | None:
+    if shape.platform != "gpu":
+        return f"it needs a GPU, and this is {shape.platform}"
+    if shape.dtype not in ("bfloat16", "float16"):
+        return f"it needs bfloat16, and this is {shape.dtype}"
+    if shape.head_dim > 128 or shape.head_dim % 8:
+        return f"head_dim {shape.head_dim} is not a multiple of 8 up to 128"
+    if shape.bias:
+        return "the gradient of a bias for each head would be held whole"
+    return "one query at a time gains nothing" if shape.queries == 1 else _why_not_library(shape)
+
+
+def _why_not_splash(shape: Shape) -> str | None:
+    if shape.platform != "tpu":
+        return f"it needs a TPU, and this is {shape.platform}"
+    if shape.bias or shape.dropout:
+        return f"it has no {'bias' if shape.bias else 'dropout'}"
+    if not shape.segments:
+        return "what is seen does not follow from segments and places alone"
+    if shape.queries % 128 or shape.keys % 128 or shape.queries < 128:
+        return f"{shape.queries} queries and {shape.keys} keys are not multiples of 128"
+    return f"head_dim {shape.head_dim} is not a multiple of 128" if shape.head_dim % 128 else None
+
+
+class Backend(NamedTuple):
+    """A way to compute attention, and why it can't be used for a shape, None where it can."""
+
+    attend: Callable[..., Array]
+    why_not: Callable[[Shape], str | None]
+
+
+BACKENDS = {
+    "reference": Backend(reference, lambda shape: None),
+    "blocks": Backend(blocks, _why_not_blocks),
+    "xla": Backend(_library("xla"), _why_not_library),
+    "cudnn": Backend(_library("cudnn"), _why_not_cudnn),
+    "splash": Backend(splash, _why_not_splash),
+}
+
+
+def choose(name: str, shape: Shape) -> tuple[str, str]:
+    """The backend for a shape, and why: the one of that name, `reference` where it can't be used; `auto` is the best.
+
+    `auto` takes the kernel of the device where it fits, blocks where the logits of a layer would be large, and else
+    the reference.
+    """
+    if name != "auto":
+        reason = BACKENDS[name].why_not(shape)
+        return (name, "as asked for") if reason is None else ("reference", f"{name}: {reason}")
+    for kernel in ("splash", "cudnn"):
+        if BACKENDS[kernel].why_not(shape) is None:
+            return kernel, f"the kernel for {shape.platform}"
+    size = math.prod((shape.batch, shape.heads, shape.queries, shape.keys, 4))
+    if size > LOGIT_BYTES and _why_not_blocks(shape) is None:
+        return "blocks", f"logits of a layer would take {size / 2**20:,.0f} MiB"
+    return "reference", f"no kernel for {shape.dtype} on {shape.platform} fits, and logits are small"
+
+
+def attend_with(name: str, *inputs: Any) -> Array:
+    """`reference(*inputs)` by the backend that `choose` finds."""
+    q_BTHK, k_BSGK, _, sight, cap, keep_BHTS = inputs
+    B, T, H, K = q_BTHK.shape
+    has = dict(cap=cap is not None, bias=sight.bias_BHTS is not None, dropout=keep_BHTS is not None)
+    platform, segments = jax.default_backend(), sight.segments is not None
+    shape = Shape(platform, q_BTHK.dtype.name, B, T, k_BSGK.shape[1], H, K, segments=segments, **has)
+    return BACKENDS[choose(name, shape)[0]].attend(*inputs)
