@@ -31,7 +31,11 @@ CHOICES: dict[str, dict[str, Any]] = {
         num_encoder_layers=2,
     ),
     "none-prefix": dict(
-        position="none", prefix_attention="bidirectional", share_source_embedding=False, num_encoder_layers=2
+        position="none",
+        prefix_attention="bidirectional",
+        share_source_embedding=False,
+        num_encoder_layers=2,
+        attention="reference",
     ),
     "t5": dict(
         position="t5",
@@ -43,6 +47,7 @@ CHOICES: dict[str, dict[str, Any]] = {
         scale_embeddings=False,
         scale_logits=True,
         num_layers=2,
+        attention="blocks",
     ),
     "t5-cross": dict(
         position="t5",
@@ -63,6 +68,7 @@ CHOICES: dict[str, dict[str, Any]] = {
         num_kv_heads=2,
         tie_embeddings=False,
         dropout_rate=0.2,
+        attention="xla",
     ),
     "rope-linear-cross": dict(
         position="rope",
@@ -71,7 +77,9 @@ CHOICES: dict[str, dict[str, Any]] = {
         activation="tanh",
         param_dtype="bfloat16",
     ),
-    "rope-ntk-mqa": dict(position="rope", rope=RopeConfig(scaling="ntk", factor=4.0), num_kv_heads=1, qk_norm=True),
+    "rope-ntk-mqa": dict(
+        position="rope", rope=RopeConfig(scaling="ntk", factor=4.0), num_kv_heads=1, qk_norm=True, attention="splash"
+    ),
     "rope-llama3": dict(
         position="rope",
         rope=RopeConfig(base=500.0, scaling="llama3", factor=8.0, original_length=64),
@@ -90,6 +98,7 @@ CHOICES: dict[str, dict[str, Any]] = {
         rope=RopeConfig(scaling="yarn", factor=4.0, original_length=64, high=32.0),
         norm_placement="sandwich",
         head_dim=8,
+        attention="cudnn",
     ),
     "alibi-window": dict(
         position="alibi", windows=(0, 3), num_layers=2, activation="relu_squared", norm_placement="post"
