@@ -9,7 +9,7 @@ import jax
 import numpy as np
 import pytest
 
-from transformer_jax.bench import compile, data, generate, jit, measure
+from transformer_jax.bench import attention, compile, data, generate, jit, measure
 from transformer_jax.bench.command import BENCHES, benchmark, placed
 from transformer_jax.bench.subject import Subject
 from transformer_jax.cli import run_command
@@ -123,6 +123,7 @@ def test_the_benchmark_of_jit_says_when_it_is_paid_back(monkeypatch, tmp_path, c
         return functions, {way: dict(cost) for way in seconds if way != jit.NO_JIT}
 
     monkeypatch.setattr(jit, "ways", ways)
+    monkeypatch.setattr(jit, "TURN", 0)
     monkeypatch.setattr(jit, "peak_flops", lambda: {"flops_per_second": 1e11, "source": "a test"})
     out, chart = tmp_path / "out.json", tmp_path / "chart.png"
     words = ["bench", "jit", "--case", "decoder-only", "--repeats", "3", "--json", str(out), "--plot", str(chart)]
@@ -137,6 +138,29 @@ def test_the_benchmark_of_jit_says_when_it_is_paid_back(monkeypatch, tmp_path, c
     assert f"at step {row['steps_until_paid']}." in printed
     assert "never" in printed
     assert chart.read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_benchmark_of_attention_runs_what_fits(monkeypatch, tmp_path):
+    """The same gradients by all that fit, and the reasons of those that don't."""
+    monkeypatch.setattr(attention, "CASES", {"16": attention.Case(2, 16, heads=2, head_dim=8)})
+    monkeypatch.setattr(attention, "TURN", 0)
+    out, page = tmp_path / "out.json", tmp_path / "page.md"
+    assert run_command(["bench", "attention", "--repeats", "2", "--json", str(out), "--markdown", str(page)]) == 0
+    case = json.loads(out.read_text())["cases"]["16"]
+    assert (set(case["ways"]), set(case["unfit"])) == ({"reference", "xla"}, {"blocks", "cudnn", "splash"})
+    assert case["auto"][0] == "reference"
+    assert "it needs a GPU, and this is cpu" in page.read_text()
+    inputs = [jax.random.normal(jax.random.key(seed), (2, 16, 2, 8)) for seed in range(3)]
+    for one, other in zip(*(attention._gradients(name, *inputs) for name in ("reference", "xla")), strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-5)
+
+
+def test_turns_are_as_many_calls_as_fit():
+    calls = []
+    function = lambda: calls.append(time.sleep(0.01)) or np.zeros(1)  # noqa: E731
+    times = measure.interleaved({"a": function}, 2, turn=0.1)["a"]
+    assert 2 + 2 * 3 <= len(calls) <= 2 + 2 * 10
+    assert all(0.01 <= each < 0.1 for each in times.each)
 
 
 def test_the_benchmark_of_compiling_tells_loops_from_layers(monkeypatch, tmp_path):

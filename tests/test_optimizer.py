@@ -260,3 +260,26 @@ def test_every_optimizer_learns(optimizer):
     (params, _), losses = jit(lambda params: jax.lax.scan(step, (params, rule.init(params)), length=31))(params)
     assert losses[-1] < 0.7 * losses[0]
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(params))
+
+
+@pytest.mark.parametrize("optimizer", [name for name in NAMES if name != "adafactor"])
+def test_momentum_in_bfloat16_takes_half_the_memory(optimizer):
+    """Every first moment is bfloat16 and nothing else; an update is the float32 one to bfloat16's precision."""
+    params = {"a": {"w_DF": jnp.linspace(-1, 1, 64, dtype=jnp.float32).reshape(8, 8)}}
+    grads = {"a": {"w_DF": jax.random.normal(jax.random.key(0), (8, 8))}}
+    found = {}
+    for dtype in ("parameters", "bfloat16"):
+        made = make_optimizer(without_decay(optimizer, momentum_dtype=dtype), 10)
+        state = made.init(params)
+        for _ in range(3):
+            updates, state = made.update(grads, state, params)
+        found[dtype] = updates["a"]["w_DF"], [leaf for leaf in jax.tree.leaves(state) if leaf.ndim]
+    (wanted, whole), (got, small) = found["parameters"], found["bfloat16"]
+    assert sum(leaf.dtype == jnp.bfloat16 for leaf in small) == 1
+    assert sum(leaf.nbytes for leaf in whole) - sum(leaf.nbytes for leaf in small) == 2 * 64
+    np.testing.assert_allclose(got, wanted, rtol=0.03, atol=0.03 * float(jnp.abs(wanted).max()))
+
+
+def test_adafactor_has_no_momentum_to_shrink():
+    with pytest.raises(ValueError, match="adafactor keeps no momentum"):
+        OptimizerConfig(name="adafactor", momentum_dtype="bfloat16")

@@ -102,6 +102,8 @@ class OptimizerConfig:
     """Decay of the second moment."""
     eps: float = 1e-8
     """Added to the root of the second moment."""
+    momentum_dtype: Literal["parameters", "bfloat16"] = "parameters"
+    """What the first moment is kept in: as the parameters are, or in half the memory of float32."""
     weight_decay: float = 0.01
     """Decoupled; matrices only, never norms, biases or embeddings."""
     clip_norm: float = 1.0
@@ -120,6 +122,8 @@ class OptimizerConfig:
         at_least(self, 0, "learning_rate", "warmup_steps", "weight_decay", "clip_norm", "eps")
         at_least(self, 1, "accumulate")
         share(self, "b1", "b2", "ema_decay")
+        if self.name == "adafactor" and self.momentum_dtype != "parameters":
+            raise ValueError(f"momentum_dtype={self.momentum_dtype!r}: adafactor keeps no momentum.")
         for name in ("final_fraction", "decay_fraction"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name}={getattr(self, name)} must lie in [0, 1].")

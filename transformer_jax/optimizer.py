@@ -87,8 +87,14 @@ def _muon_axes(params: Tree) -> Tree:
     return map_named(axes, params)
 
 
+def _momentum(config: OptimizerConfig) -> Any:
+    """The first moment's dtype, None for the parameters' own."""
+    return None if config.momentum_dtype == "parameters" else jnp.dtype(config.momentum_dtype)
+
+
 def _adamw(config: OptimizerConfig, rate: optax.Schedule) -> optax.GradientTransformation:
-    return optax.adamw(rate, config.b1, config.b2, config.eps, weight_decay=config.weight_decay, mask=decays)
+    decay: Any = dict(weight_decay=config.weight_decay, mask=decays)
+    return optax.adamw(rate, config.b1, config.b2, config.eps, mu_dtype=_momentum(config), **decay)
 
 
 def _adafactor(config: OptimizerConfig, rate: optax.Schedule) -> optax.GradientTransformation:
@@ -98,13 +104,14 @@ def _adafactor(config: OptimizerConfig, rate: optax.Schedule) -> optax.GradientT
 
 
 def _lion(config: OptimizerConfig, rate: optax.Schedule) -> optax.GradientTransformation:
-    return optax.lion(rate, config.b1, config.b2, weight_decay=config.weight_decay, mask=decays)
+    return optax.lion(rate, config.b1, config.b2, _momentum(config), config.weight_decay, decays)
 
 
 def _muon(config: OptimizerConfig, rate: optax.Schedule) -> optax.GradientTransformation:
     muon = contrib.muon(
         rate,
         beta=config.b1,
+        mu_dtype=_momentum(config),
         weight_decay=config.weight_decay,
         muon_weight_dimension_numbers=_muon_axes,
         consistent_rms=0.2,  # updates as large as AdamW's, so one learning rate serves both (Liu et al. 2025, 2.2)
@@ -117,7 +124,7 @@ def _muon(config: OptimizerConfig, rate: optax.Schedule) -> optax.GradientTransf
 
 
 def _sgd(config: OptimizerConfig, rate: optax.Schedule) -> optax.GradientTransformation:
-    momentum = optax.trace(config.b1) if config.b1 else optax.identity()
+    momentum = optax.trace(config.b1, accumulator_dtype=_momentum(config)) if config.b1 else optax.identity()
     decay = optax.add_decayed_weights(config.weight_decay, decays)
     return optax.chain(momentum, decay, optax.scale_by_learning_rate(rate))
 

@@ -59,6 +59,7 @@ class Benchmark(Protocol):
 
 # What is measured by the benchmark of a name, which is a module beside this one.
 BENCHES = {
+    "attention": "every way to compute attention that fits the device, by length",
     "generate": "decoding without a cache, with one, and by `transformers` where it is installed",
     "jit": "the train step operation by operation, in compiled functions, and compiled whole in several ways",
     "data": "the input pipeline alone, steps alone, and training, which waits for batches or does not",
@@ -87,10 +88,11 @@ class BenchFlags:
 
 def benchmark(name: str) -> Benchmark:
     """The module of a name; JAX is imported with it."""
+    from transformer_jax.bench import attention, data, generate, jit
     from transformer_jax.bench import compile as depth
-    from transformer_jax.bench import data, generate, jit
 
-    return cast(Benchmark, {"compile": depth, "data": data, "generate": generate, "jit": jit}[name])
+    modules = {"attention": attention, "compile": depth, "data": data, "generate": generate, "jit": jit}
+    return cast(Benchmark, modules[name])
 
 
 def bench(name: str, arguments: list[str]) -> int:

@@ -47,7 +47,7 @@ def seconds(function: Callable[[], Any]) -> float:
 
 
 def interleaved(functions: Mapping[str, Callable[[], Any]], repeats: int, turn: float = 0.0) -> dict[str, Times]:
-    """Each is called twice to warm up, and then in turn with the others, so that noise hits all of them alike.
+    """Each is warmed up, and then called in turn with the others, so that noise hits all of them alike.
 
     A turn is as many calls as fit into `turn` seconds, one at least, back to back; its time is that of one call.
     """
