@@ -9,7 +9,7 @@ import jax
 import numpy as np
 import pytest
 
-from transformer_jax.bench import attention, compile, data, generate, jit, measure
+from transformer_jax.bench import attention, compile, data, generate, jit, measure, train
 from transformer_jax.bench.command import BENCHES, benchmark, placed
 from transformer_jax.bench.subject import Subject
 from transformer_jax.cli import run_command
@@ -153,6 +153,22 @@ def test_the_benchmark_of_attention_runs_what_fits(monkeypatch, tmp_path):
     inputs = [jax.random.normal(jax.random.key(seed), (2, 16, 2, 8)) for seed in range(3)]
     for one, other in zip(*(attention._gradients(name, *inputs) for name in ("reference", "xla")), strict=True):
         np.testing.assert_allclose(one, other, atol=1e-5)
+
+
+def test_the_benchmark_of_training_counts_tokens_and_flops(monkeypatch, tmp_path):
+    """By itself, and beside a peer whose step takes a known time."""
+    monkeypatch.setattr(train, "CASES", {"small": train.Case(SUBJECTS["encoder-decoder"], "torch")})
+    monkeypatch.setattr(train, "TURN", 0)
+    monkeypatch.setattr(train, "peak_flops", lambda: {"flops_per_second": 1e11, "source": "a test"})
+    out = tmp_path / "out.json"
+    for peer, ways in ((None, ["transformer_jax"]), (("slow", lambda: time.sleep(0.2)), ["transformer_jax", "slow"])):
+        monkeypatch.setattr(train.peers, "training", lambda *_, peer=peer: peer)
+        assert run_command(["bench", "train", "--repeats", "2", "--json", str(out)]) == 0
+        case = json.loads(out.read_text())["cases"]["small"]
+        assert list(case["ways"]) == ways
+        assert case["tokens"] == 2 * 2 * 8
+        assert case["ways"]["transformer_jax"]["matrix_flops"] > 6 * 16 * 50 * 16
+    assert case["ways"]["slow"]["ours_is_faster_by"] > 1
 
 
 def test_turns_are_as_many_calls_as_fit():

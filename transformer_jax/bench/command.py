@@ -63,6 +63,7 @@ BENCHES = {
     "generate": "decoding without a cache, with one, and by `transformers` where it is installed",
     "jit": "the train step operation by operation, in compiled functions, and compiled whole in several ways",
     "data": "the input pipeline alone, steps alone, and training, which waits for batches or does not",
+    "train": "training beside PyTorch with torch.compile, where that is installed",
     "compile": "compile time and step time by depth, layers one by one or in a loop",
 }
 WIDTH = 120  # letters, of a table in a file
@@ -88,10 +89,10 @@ class BenchFlags:
 
 def benchmark(name: str) -> Benchmark:
     """The module of a name; JAX is imported with it."""
-    from transformer_jax.bench import attention, data, generate, jit
+    from transformer_jax.bench import attention, data, generate, jit, train
     from transformer_jax.bench import compile as depth
 
-    modules = {"attention": attention, "compile": depth, "data": data, "generate": generate, "jit": jit}
+    modules = {"attention": attention, "compile": depth, "data": data, "generate": generate, "jit": jit, "train": train}
     return cast(Benchmark, modules[name])
 
 

@@ -1,5 +1,6 @@
 """Other libraries, where they are installed: the same architecture at the same sizes, with random weights."""
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -71,3 +72,153 @@ def bart(config: ModelConfig, source: np.ndarray, new: int, beam_size: int) -> P
     length = dict(max_new_tokens=new, min_new_tokens=new, do_sample=False, early_stopping=False, num_beams=beam_size)
     inputs = _tensors(source)
     return _checked(lambda: model.generate(**inputs, **length), new, 1)
+
+
+# --- training in PyTorch
+
+
+class _Awaited:
+    """A tensor that is there once `jax.block_until_ready` has returned."""
+
+    def __init__(self, tensor: Any) -> None:
+        self.tensor = tensor
+
+    def block_until_ready(self) -> Any:
+        self.tensor.item()
+        return self
+
+
+def _gpt2_model(config: ModelConfig, length: int) -> Any:
+    import transformers  # pyright: ignore[reportMissingImports]
+
+    settings = transformers.GPT2Config(
+        vocab_size=config.vocab_size,
+        n_positions=length,
+        n_embd=config.d_model,
+        n_layer=config.num_layers,
+        n_head=config.num_heads,
+        n_inner=config.d_ff,
+        activation_function="gelu" if config.activation == "gelu" else "gelu_new",
+        resid_pdrop=0.0,
+        embd_pdrop=0.0,
+        attn_pdrop=0.0,
+        attn_implementation="sdpa",
+    )
+    return transformers.GPT2LMHeadModel(settings)
+
+
+def _llama_model(config: ModelConfig, length: int) -> Any:
+    import transformers  # pyright: ignore[reportMissingImports]
+
+    settings = transformers.LlamaConfig(
+        vocab_size=config.vocab_size,
+        hidden_size=config.d_model,
+        intermediate_size=config.d_ff,
+        num_hidden_layers=config.num_layers,
+        num_attention_heads=config.num_heads,
+        num_key_value_heads=config.num_kv_heads,
+        head_dim=config.head_dim,
+        max_position_embeddings=length,
+        tie_word_embeddings=config.tie_embeddings,
+        attn_implementation="sdpa",
+    )
+    return transformers.LlamaForCausalLM(settings)
+
+
+def _t5_model(config: ModelConfig, length: int) -> Any:
+    import transformers  # pyright: ignore[reportMissingImports]
+
+    settings = transformers.T5Config(
+        vocab_size=config.vocab_size,
+        d_model=config.d_model,
+        d_kv=config.head_dim,
+        d_ff=config.d_ff,
+        num_layers=config.num_encoder_layers,
+        num_decoder_layers=config.num_layers,
+        num_heads=config.num_heads,
+        feed_forward_proj="gated-gelu" if config.gated else "relu",
+        tie_word_embeddings=config.tie_embeddings,
+        dropout_rate=0.0,
+        decoder_start_token_id=0,
+    )
+    return transformers.T5ForConditionalGeneration(settings)
+
+
+def _torch_model(config: ModelConfig, length: int) -> Any:
+    """`torch.nn.Transformer` between two embeddings with learned positions and an output layer."""
+    import torch  # pyright: ignore[reportMissingImports]
+    from torch import nn  # pyright: ignore[reportMissingImports]
+
+    class Model(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            sides = ("source", "target")
+            self.tables = nn.ModuleDict({side: nn.Embedding(config.vocab_size, config.d_model) for side in sides})
+            self.places = nn.ModuleDict({side: nn.Embedding(length, config.d_model) for side in sides})
+            layers = (config.num_encoder_layers, config.num_layers, config.d_ff)
+            options = dict(dropout=0.0, activation="gelu", batch_first=True, norm_first=True, bias=config.use_bias)
+            self.inner = nn.Transformer(config.d_model, config.num_heads, *layers, **options)
+            self.head = nn.Linear(config.d_model, config.vocab_size, bias=False)
+
+        def embed(self, side: str, ids: Any) -> Any:
+            return self.tables[side](ids) + self.places[side](torch.arange(ids.shape[1], device=ids.device))
+
+        def forward(self, source: Any, target: Any) -> Any:
+            mask = nn.Transformer.generate_square_subsequent_mask(target.shape[1], device=target.device)
+            sides = self.embed("source", source), self.embed("target", target)
+            return self.head(self.inner(*sides, tgt_mask=mask, tgt_is_causal=True))
+
+    return Model()
+
+
+MODELS = {"gpt2": _gpt2_model, "llama": _llama_model, "t5": _t5_model, "torch": _torch_model}
+
+
+def training(kind: str, config: ModelConfig, rows: int, length: int) -> tuple[str, Peer] | None:
+    """A name, and a function that makes one step of training; None where PyTorch or `transformers` is missing.
+
+    torch.compile, fused AdamW, PyTorch's own attention kernels, in bfloat16 by autocast where it runs on a GPU; random
+    rows of `length` tokens, on either side where there are two.
+
+    Args:
+        kind: which of MODELS.
+        config: what it is to be like.
+        rows: of a batch.
+        length: of a row.
+    """
+    try:
+        import torch  # pyright: ignore[reportMissingImports]
+
+        model = MODELS[kind](config, length)
+    except ImportError:
+        return None
+    gpu = torch.cuda.is_available()
+    device, sides = "cuda" if gpu else "cpu", ("source", "target") if kind == "torch" else ("input_ids",)
+    if kind == "t5":
+        sides = ("input_ids", "decoder_input_ids")
+    torch.set_float32_matmul_precision("high")
+    model = model.to(device).train()
+    cross_entropy = torch.nn.functional.cross_entropy
+
+    def loss(batch: dict[str, Any], labels: Any) -> Any:
+        out = model(**batch) if kind == "torch" else model(**batch, use_cache=False).logits
+        return cross_entropy(out.float().flatten(0, 1), labels.flatten())
+
+    compiled = torch.compile(loss)
+    decayed = [p for p in model.parameters() if p.ndim > 1]
+    others = [p for p in model.parameters() if p.ndim < 2]
+    groups = [{"params": decayed, "weight_decay": 0.1}, {"params": others, "weight_decay": 0.0}]
+    optimizer = torch.optim.AdamW(groups, lr=1e-3, betas=(0.9, 0.95), fused=True)
+    draw = functools.partial(torch.randint, 0, config.vocab_size, (rows, length), device=device)
+    batch, labels = {side: draw() for side in sides}, draw()
+
+    def step() -> Any:
+        with torch.autocast(device, torch.bfloat16, enabled=gpu):
+            value = compiled(batch, labels)
+        value.backward()
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        return _Awaited(value.detach())
+
+    name = "torch.nn.Transformer" if kind == "torch" else NAME
+    return f"{name}, torch.compile", step
