@@ -52,6 +52,7 @@ class Case(NamedTuple):
     new: int
     beam_size: int = 1
     uncached: bool = True  # it is also decoded without a cache
+    peer: bool = True  # and by `transformers`, which has its like
 
 
 CASES = {
@@ -117,7 +118,7 @@ def ways(case: Case) -> dict[str, Callable[[], Any]]:
         peer = peers.bart(config, ids, case.new, case.beam_size)
     else:
         prompt, source = Tokens.from_ids(ids), None
-        peer = peers.gpt2(config, ids, case.new)
+        peer = peers.gpt2(config, ids, case.new) if case.peer else None
     found: dict[str, Callable[[], Any]] = {}
     if case.uncached:
         found["no cache"] = lambda: without_cache(model, params, prompt, source, case.new)
@@ -137,7 +138,16 @@ def step_bytes(case: Case) -> float:
     params, config = random_params(case.config), case.config
     weights = sum(x.nbytes for x in jax.tree.leaves({name: part for name, part in params.items() if name != "encoder"}))
     slots = case.length + case.new * case.beam_size / 2
-    return weights + 2 * 4 * case.batch * config.num_layers * config.num_kv_heads * config.head_dim * slots
+    return (
+        weights
+        + 2
+        * jnp.dtype(config.dtype).itemsize
+        * case.batch
+        * config.num_layers
+        * config.num_kv_heads
+        * config.head_dim
+        * slots
+    )
 
 
 def measure(case: Case, repeats: int, bandwidth: float) -> dict[str, Any]:

@@ -12,21 +12,25 @@ Peer = Callable[[], Any]
 NAME = "transformers"
 
 
-def _tensors(ids: np.ndarray) -> dict[str, Any]:
+def _placed(model: Any, config: ModelConfig) -> Any:
+    """A model that decodes, in the config's dtype, on the GPU where PyTorch has one."""
+    import torch  # pyright: ignore[reportMissingImports]
+
+    return model.eval().to("cuda" if torch.cuda.is_available() else "cpu", getattr(torch, config.dtype))
+
+
+def _tensors(ids: np.ndarray, model: Any) -> dict[str, Any]:
     import transformers  # pyright: ignore[reportMissingImports]
 
-    return dict(
-        transformers.BatchEncoding(
-            {"input_ids": ids.tolist(), "attention_mask": np.ones_like(ids).tolist()}, tensor_type="pt"
-        )
-    )
+    inputs = {"input_ids": ids.tolist(), "attention_mask": np.ones_like(ids).tolist()}
+    return dict(transformers.BatchEncoding(inputs, tensor_type="pt").to(model.device))
 
 
 def _checked(generate: Callable[[], Any], new: int, prompt: int) -> Peer:
     def run() -> Any:
         out = generate()
         assert out.shape[1] >= prompt + new, out.shape
-        return np.asarray(out)
+        return np.asarray(out.cpu())
 
     return run
 
@@ -44,9 +48,9 @@ def gpt2(config: ModelConfig, prompt: np.ndarray, new: int) -> Peer | None:
         n_layer=config.num_layers,
         n_head=config.num_heads,
     )
-    model = transformers.GPT2LMHeadModel(settings).eval()
+    model = _placed(transformers.GPT2LMHeadModel(settings), config)
     length = dict(max_new_tokens=new, min_new_tokens=new, do_sample=False, pad_token_id=0)
-    inputs = _tensors(prompt)
+    inputs = _tensors(prompt, model)
     return _checked(lambda: model.generate(**inputs, **length), new, prompt.shape[1])
 
 
@@ -68,9 +72,9 @@ def bart(config: ModelConfig, source: np.ndarray, new: int, beam_size: int) -> P
         max_position_embeddings=config.max_length,
         forced_eos_token_id=None,
     )
-    model = transformers.BartForConditionalGeneration(settings).eval()
+    model = _placed(transformers.BartForConditionalGeneration(settings), config)
     length = dict(max_new_tokens=new, min_new_tokens=new, do_sample=False, early_stopping=False, num_beams=beam_size)
-    inputs = _tensors(source)
+    inputs = _tensors(source, model)
     return _checked(lambda: model.generate(**inputs, **length), new, 1)
 
 
