@@ -119,6 +119,7 @@ def test_blocks_need_less_memory():
         ("splash", GPU, "reference"),
         ("xla", CPU, "xla"),
         ("xla", CPU._replace(dropout=True), "reference"),
+        ("xla", CPU._replace(dtype="float64"), "reference"),
         ("blocks", CPU, "reference"),
     ],
 )

@@ -167,6 +167,8 @@ def _why_not_blocks(shape: Shape) -> str | None:
 
 
 def _why_not_library(shape: Shape) -> str | None:
+    if shape.dtype == "float64":
+        return "its softmax is float32, and this is float64"
     return "it has no soft cap" if shape.cap else "it has no dropout" if shape.dropout else None
 
 
