@@ -14,10 +14,14 @@ import time
 from pathlib import Path
 from typing import Any
 
+import jax
+
 from transformer_jax.bench import generate, train
 from transformer_jax.bench.measure import peak_flops, read_bandwidth, surroundings
 from transformer_jax.bench.subject import Subject
 from transformer_jax.config import ModelConfig
+from transformer_jax.errors import InputError
+from transformer_jax.files import check_output
 from transformer_jax.recipes import find_recipe
 
 GPT2 = find_recipe("gpt2-124m").model.replace(vocab_size=50_304, dtype="bfloat16")
@@ -61,6 +65,14 @@ def main() -> None:
     parser.add_argument("--smoke", action="store_true", help="tiny models, two turns")
     parser.add_argument("--repeats", type=int, default=5, help="turns of each way")
     args = parser.parse_args()
+    if args.repeats < 1:
+        parser.error(f"--repeats {args.repeats} must be at least 1.")
+    try:
+        check_output(args.json, "--json")
+    except InputError as error:
+        parser.error(str(error))
+    if jax.default_backend() == "cpu" and not args.smoke:
+        parser.error("this machine's JAX has no GPU, and a CPU would take hours: give --smoke for tiny models.")
     training, decoding = (smoke(TRAINING), smoke(DECODING)) if args.smoke else (TRAINING, DECODING)
     repeats, turn, start = (2, 0.0, time.perf_counter()) if args.smoke else (args.repeats, 2.0, time.perf_counter())
     bandwidth, about = read_bandwidth(), surroundings("optax", "transformers", "torch")

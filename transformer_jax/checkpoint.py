@@ -347,6 +347,10 @@ class Checkpoints:
             self._best = self._score(scores)
         self._saving = step, self._thread.submit(self._commit, work, self.unit(step))
 
+    def refuse(self, step: int, reason: str) -> None:
+        """Counts the save of a step as one that failed."""
+        self._failures.append((step, ValueError(reason)))
+
     def _prepare(self, work: Path, state: TrainState, papers: Mapping[str, str]) -> None:
         need = int(1.05 * sum(map(_bytes, _items(state).values()))) + sum(map(len, papers.values())) + 2**18
         free = shutil.disk_usage(self.folder).free

@@ -119,7 +119,8 @@ class OptimizerConfig:
         check_types(self)
         if self.spike_factor and self.spike_factor <= 1:
             raise ValueError(f"spike_factor={self.spike_factor} must be above 1, or 0 for no guard against spikes.")
-        at_least(self, 0, "learning_rate", "warmup_steps", "weight_decay", "clip_norm", "eps")
+        at_least(self, 0, "learning_rate", "warmup_steps", "weight_decay", "clip_norm")
+        at_least(self, 1e-30, "eps")  # else a parameter without a gradient becomes 0 / 0
         at_least(self, 1, "accumulate")
         share(self, "b1", "b2", "ema_decay")
         if self.name == "adafactor" and self.momentum_dtype != "parameters":

@@ -18,7 +18,7 @@ Array = jax.Array
 Call = tuple[str, ...]  # a module's path and its method
 
 
-def _nonfinite(tree: Any) -> Array:
+def count_nonfinite(tree: Any) -> Array:
     """How many numbers of a tree are not finite."""
     arrays = [leaf for leaf in jax.tree.leaves(tree) if isinstance(leaf, jax.Array | np.ndarray)]
     floats = [leaf for leaf in arrays if jnp.issubdtype(leaf.dtype, jnp.inexact)]
@@ -63,7 +63,7 @@ def make_diagnosis(model: Transformer, loss: Loss, partitioner: Partitioner, key
     def note(method: Any, args: Any, kwargs: Any, context: Any) -> Any:
         out = method(*args, **kwargs)
         if context.method_name != "setup":
-            context.module.sow("nonfinite", context.method_name, _nonfinite(out))
+            context.module.sow("nonfinite", context.method_name, count_nonfinite(out))
             call = (*context.module.path, context.method_name)
             calls.append(call) if call not in calls else None
         return out
@@ -74,7 +74,11 @@ def make_diagnosis(model: Transformer, loss: Loss, partitioner: Partitioner, key
                 {"params": params}, batch.target, batch.source, rngs={"dropout": key}, mutable=["sums", "nonfinite"]
             )
         grads, sums = jax.grad(loss, has_aux=True)(params, batch, key)
-        return {"forward": sown["nonfinite"], "backward": jax.tree.map(_nonfinite, grads), "loss": _nonfinite(sums)}
+        return {
+            "forward": sown["nonfinite"],
+            "backward": jax.tree.map(count_nonfinite, grads),
+            "loss": count_nonfinite(sums),
+        }
 
     program = partitioner.evaluate(counts)
 

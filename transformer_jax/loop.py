@@ -13,6 +13,7 @@ from transformer_jax.checkpoint import Checkpoints, is_full, restore
 from transformer_jax.config import RunConfig
 from transformer_jax.data.batches import Drawn
 from transformer_jax.data.sources import BASELINES, Pairs
+from transformer_jax.diagnose import count_nonfinite
 from transformer_jax.errors import CheckpointError, StorageError
 from transformer_jax.evaluate import exact_match
 from transformer_jax.metrics import MetricsWriter, draw_loss, read_records
@@ -121,7 +122,7 @@ class Loop:
         self.checkpoints, self.writer, self.terminal = checkpoints, writer, terminal
         self.stop, self.watchdog, self.stopping = stop, watchdog, False
         self.end = min(run.steps, run.stop_at or run.steps)
-        self.program = trainer.partitioner.step(step_of(run), state)
+        self.program, self.nonfinite = trainer.partitioner.step(step_of(run), state), jax.jit(count_nonfinite)
         self.clock = Clock()
         # a few steps in flight keep the device busy; more would only hold memory, and simulated devices can lock up
         self.pending: deque[Pending] = deque()
@@ -192,7 +193,7 @@ class Loop:
         self._tell_failures()
 
     def _tell_skipped(self, done: Pending, numbers: dict[str, float], spike: bool) -> None:
-        wrong = [name for name in ("loss", "grad_norm") if not np.isfinite(numbers[name])] or ["the update"]
+        wrong = [name for name in ("loss", "grad_norm") if not np.isfinite(numbers[name])]
         reason = f"grad_norm {numbers['grad_norm']:.4g} is a spike" if spike else f"{' and '.join(wrong)} not finite"
         self.writer.write({"event": "skipped_step", "step": done.step, "reason": reason})
         self.terminal.say(f"Step {done.step} was left out: {reason}.")
@@ -233,7 +234,10 @@ class Loop:
         self._settle(0)
         self.writer.settle()
         self.watchdog.beat(self.step, "saves")
-        self.checkpoints.save(self.step, self.state, self.trainer.papers, self.trainer.facts(self.step, scores))
+        if self.nonfinite(self.state.params):  # an update that overflowed, which the next step's loss will tell
+            self.checkpoints.refuse(self.step, "its parameters are not finite")
+        else:
+            self.checkpoints.save(self.step, self.state, self.trainer.papers, self.trainer.facts(self.step, scores))
         self.saved = self.step
 
     def _tell_failures(self) -> bool:

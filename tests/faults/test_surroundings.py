@@ -49,6 +49,20 @@ def test_a_long_run_does_not_grow(tmp_path):
     assert not soak(tmp_path, MODES[0], minutes=3).failures
 
 
+@pytest.mark.long
+def test_parameters_that_overflow_are_not_saved(tmp_path):
+    """The update of step 1 is too large for float32; the next steps say so."""
+    words = flags(write_pairs(tmp_path / "pairs.tsv"), MODES[1])
+    wild = "--optimizer.name sgd --optimizer.learning-rate 3e38 --optimizer.weight-decay 1e4"
+    wild += " --optimizer.clip-norm 0 --optimizer.warmup-steps 0"
+    status, err = train(tmp_path / "wild", [*words, *wild.split(), "--max-skipped", "3", "--checkpoint.every", "1"])
+    assert status == 3, err
+    events = [(record.get("event"), record.get("step")) for record in records(tmp_path / "wild")]
+    assert ("checkpoint_failed", 1) in events
+    assert ("skipped_step", 2) in events
+    assert "Nothing was saved yet" in err
+
+
 @pytest.mark.slow
 def test_numbers_that_stay_wrong_end_the_run(tmp_path):
     """Status 3; each step is on record as left out; the module is named; the first checkpoint stands."""

@@ -38,17 +38,9 @@ def _checked(generate: Callable[[], Any], new: int, prompt: int) -> Peer:
 def gpt2(config: ModelConfig, prompt: np.ndarray, new: int) -> Peer | None:
     """Greedy decoding by GPT-2 (Radford et al. 2019) in `transformers`, None where it is not installed."""
     try:
-        import transformers  # pyright: ignore[reportMissingImports]
+        model = _placed(_gpt2_model(config, config.max_length), config)
     except ImportError:
         return None
-    settings = transformers.GPT2Config(
-        vocab_size=config.vocab_size,
-        n_positions=config.max_length,
-        n_embd=config.d_model,
-        n_layer=config.num_layers,
-        n_head=config.num_heads,
-    )
-    model = _placed(transformers.GPT2LMHeadModel(settings), config)
     length = dict(max_new_tokens=new, min_new_tokens=new, do_sample=False, pad_token_id=0)
     inputs = _tensors(prompt, model)
     return _checked(lambda: model.generate(**inputs, **length), new, prompt.shape[1])

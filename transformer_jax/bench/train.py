@@ -1,6 +1,5 @@
 """`transformer-jax bench train`: training on random tokens, beside PyTorch with torch.compile where it is installed."""
 
-import functools
 import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -98,13 +97,8 @@ def run(cases: list[str], repeats: int, say: Callable[[str], None]) -> dict[str,
     result: dict[str, Any] = {"bench": "train", **surroundings("optax", "transformers", "torch"), "repeats": repeats}
     result |= {"peak": peak_flops(), "cases": {}}
     for name in cases:
-        tell = functools.partial(_tell, say, name)
-        result["cases"][name] = measure(CASES[name], repeats, tell)
+        result["cases"][name] = measure(CASES[name], repeats, lambda what, name=name: say(f"{name}: {what}"))
     return result
-
-
-def _tell(say: Callable[[str], None], name: str, what: str) -> None:
-    say(f"{name}: {what}")
 
 
 COLUMNS = ("case", "way", "ms a step", "spread", "tokens/s", "ours / it", "MFU", "MB")

@@ -224,10 +224,12 @@ def choose(name: str, shape: Shape) -> tuple[str, str]:
     for kernel in ("splash", "cudnn"):
         if BACKENDS[kernel].why_not(shape) is None:
             return kernel, f"the kernel for {shape.platform}"
-    size = math.prod((shape.batch, shape.heads, shape.queries, shape.keys, 4))
-    if size > LOGIT_BYTES and _why_not_blocks(shape) is None:
-        return "blocks", f"logits of a layer would take {size / 2**20:,.0f} MiB"
-    return "reference", f"no kernel for {shape.dtype} on {shape.platform} fits, and logits are small"
+    size, reason = math.prod((shape.batch, shape.heads, shape.queries, shape.keys, 4)), _why_not_blocks(shape)
+    logits = f"the logits of a layer take {size / 2**20:,.0f} MiB"
+    if size > LOGIT_BYTES and reason is None:
+        return "blocks", logits
+    few = f", too many, but {reason}" if size > LOGIT_BYTES else ", which is few"
+    return "reference", f"no kernel for {shape.dtype} on {shape.platform} fits; {logits}{few}"
 
 
 def attend_with(name: str, *inputs: Any) -> Array:

@@ -52,7 +52,8 @@ def products(x: Array, maps: tuple[tuple[str, Array], ...], dtype: Any) -> list[
     """The `product` of x with each weight. On CPU, several weights that contract x's last axis are taken as one."""
     x_axes = maps[0][0].partition(",")[0]
     rows, summed = x_axes[:-1], x_axes[-1]
-    alike = all(spec.startswith(f"{x_axes},{summed}") and f"->{rows}" in spec for spec, _ in maps)
+    kept = [spec.partition("->")[2].removeprefix(rows) for spec, _ in maps]
+    alike = all(spec == f"{x_axes},{summed}{y}->{rows}{y}" for (spec, _), y in zip(maps, kept, strict=True))
     if len(maps) == 1 or not alike or x.size < MANY_ROWS * x.shape[-1] or jax.default_backend() != "cpu":
         return [product(spec, x, w, dtype) for spec, w in maps]
     w = jnp.concatenate([w.reshape(x.shape[-1], -1) for _, w in maps], 1)
@@ -177,8 +178,8 @@ class Einsum(nn.Module):
 def project(x: Array, *maps: Einsum) -> list[Array]:
     """Several linear maps of one x, with their biases."""
     again = maps[0].config.remat == "none"  # else the block is computed again as a whole, gathering included
-    products = linear(x, *((each.spec, each.w) for each in maps), regather=again)
-    return [each.finished(y) for each, y in zip(maps, products, strict=True)]
+    results = linear(x, *((each.spec, each.w) for each in maps), regather=again)
+    return [each.finished(y) for each, y in zip(maps, results, strict=True)]
 
 
 def layer_norm(x: Array, eps: float) -> Array:

@@ -189,7 +189,6 @@ class Stack(nn.Module):
     ) -> tuple[Array, Cache | None]:
         config, windows = self.config, sorted(set(self.config.windows))
         keys = dict.fromkeys(windows, tokens) if cache is None else cache.add(tokens)
-
         plain = cache is None and tokens.prefix is None and tokens.lineage is None
 
         def sight(window: int) -> Sight:
