@@ -22,6 +22,7 @@ from transformer_jax.bench.subject import Subject
 from transformer_jax.config import ModelConfig
 from transformer_jax.errors import InputError
 from transformer_jax.files import check_output
+from transformer_jax.host import prepare
 from transformer_jax.recipes import find_recipe
 
 GPT2 = find_recipe("gpt2-124m").model.replace(vocab_size=50_304, dtype="bfloat16")
@@ -71,6 +72,7 @@ def main() -> None:
         check_output(args.json, "--json")
     except InputError as error:
         parser.error(str(error))
+    prepare(keep=False)
     if jax.default_backend() == "cpu" and not args.smoke:
         parser.error("this machine's JAX has no GPU, and a CPU would take hours: give --smoke for tiny models.")
     training, decoding = (smoke(TRAINING), smoke(DECODING)) if args.smoke else (TRAINING, DECODING)

@@ -1,9 +1,17 @@
 """What tests run in pytest's own processes is compiled quickly, as it runs once. Commands in processes of their own are
-compiled as a user's are. `JAX_DISABLE_MOST_OPTIMIZATIONS=0 pytest` compiles everything as for users."""
+compiled as a user's are. `JAX_DISABLE_MOST_OPTIMIZATIONS=0 pytest` compiles everything as for users. Compiled programs
+are kept for the session alone."""
 
+import atexit
 import os
+import shutil
+import tempfile
 
 import jax
 
 if "JAX_DISABLE_MOST_OPTIMIZATIONS" not in os.environ:
     jax.config.update("jax_disable_most_optimizations", True)
+
+if "PYTEST_XDIST_WORKER" not in os.environ:  # workers have it from the process that starts them
+    os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="transformer_jax-tests-")
+    atexit.register(shutil.rmtree, os.environ["XDG_CACHE_HOME"], ignore_errors=True)

@@ -79,13 +79,11 @@ def command_train(arguments: list[str]) -> int:
     """trains; the same command on the same --workdir resumes"""
     run = parse_run(arguments)
     from transformer_jax import job
-    from transformer_jax.host import be_deterministic, keep_memory
+    from transformer_jax.host import prepare
     from transformer_jax.loop import train
     from transformer_jax.terminal import Terminal
 
-    keep_memory()
-    if run.deterministic:
-        be_deterministic()
+    prepare(run.deterministic)
     job.join(run.parallel)
     return train(run, Terminal(speaks=job.is_first()))
 
@@ -133,8 +131,10 @@ def command_evaluate(arguments: list[str]) -> int:
     args = parse(EvaluateArguments, "transformer-jax evaluate", arguments, about, switches=True)
     from transformer_jax.data.sources import files_of, read
     from transformer_jax.evaluate import check_kind, evaluate_run
+    from transformer_jax.host import prepare
     from transformer_jax.run import load_run
 
+    prepare()
     paths = tuple(map(str, args.data))
     corpus, run = read(paths), load_run(args.run, args.checkpoint)
     check_output(args.output, "--output", *files_of(paths), *papers(args.run))

@@ -176,9 +176,11 @@ def command_generate(arguments: list[str]) -> int:
     """answers or continues prompts, one a line"""
     about = "Answers or continues prompts, one a line."
     args = parse(GenerateArguments, "transformer-jax generate", arguments, about, switches=True)
+    from transformer_jax.host import prepare
     from transformer_jax.partition import Partitioner
     from transformer_jax.run import load_run
 
+    prepare()
     partitioner = Partitioner.create(args.parallel)
     run = load_run(args.run, args.checkpoint, partitioner)
     most = run.config.model.max_length

@@ -1,8 +1,12 @@
-"""Settings of the process on the host: its memory, and devices that its CPU plays."""
+"""Settings of the process on the host: its memory, XLA's flags, what it keeps compiled, devices that its CPU plays."""
 
 import ctypes
 import os
+import platform
+import stat
 import sys
+from hashlib import blake2b
+from pathlib import Path
 
 from transformer_jax.errors import InputError
 
@@ -35,19 +39,97 @@ def memory() -> int:
     return os.sysconf(names[0]) * os.sysconf(names[1]) if known else 0
 
 
+# What JAX's own page on GPUs advises (docs.jax.dev, "GPU performance tips"): exchanges between devices beside what is
+# computed meanwhile, and XLA's own matrix products where they are the quicker ones.
+FAST_ON_GPU = {"--xla_gpu_enable_latency_hiding_scheduler": "true", "--xla_gpu_triton_gemm_any": "true"}
 # What makes a GPU's last bits differ from run to run: atomic additions, and kernels that are chosen by their time.
 DETERMINISTIC = {"--xla_gpu_deterministic_ops": "true", "--xla_gpu_autotune_level": "0"}
 
 
-def be_deterministic() -> None:
-    """Tells XLA, before it starts, to add and choose in the same way each time; flags that the user has set stay.
-
-    On a GPU scatters and reductions are then slower, and kernels may be; a CPU and a TPU do so anyway.
-    """
+def _set_flags(wanted: dict[str, str], why: str) -> None:
+    """Gives XLA flags, before it starts, and says so; those that the user has set stay."""
     given = os.environ.get("XLA_FLAGS", "")
-    added = [f"{name}={value}" for name, value in DETERMINISTIC.items() if name not in given]
-    os.environ["XLA_FLAGS"] = " ".join([given, *added]).strip()
-    print(f"deterministic: XLA_FLAGS={os.environ['XLA_FLAGS']!r}; on a GPU steps are slower for it.", file=sys.stderr)
+    added = [f"{name}={value}" for name, value in wanted.items() if name not in given]
+    if added:
+        os.environ["XLA_FLAGS"] = " ".join([given, *added]).strip()
+        print(f"{why}: XLA_FLAGS={os.environ['XLA_FLAGS']!r}", file=sys.stderr)
+
+
+def has_gpu() -> bool:
+    """Whether JAX will find a GPU of NVIDIA, as far as can be told before it has started."""
+    platforms = os.environ.get("JAX_PLATFORMS", "") or "cuda"
+    return Path("/dev/nvidiactl").exists() and any(name in platforms.split(",") for name in ("cuda", "gpu"))
+
+
+def prepare(deterministic: bool = False, keep: bool = True) -> None:
+    """Settings of a process that trains, decodes or measures, before JAX has started.
+
+    Args:
+        deterministic: XLA adds and chooses in the same way each time. On a GPU scatters and reductions are then
+            slower, and kernels may be; a CPU and a TPU do so anyway.
+        keep: see `keep_programs`.
+    """
+    keep_memory()
+    if has_gpu():
+        _set_flags(FAST_ON_GPU, "for a GPU")
+    if deterministic:
+        _set_flags(DETERMINISTIC, "deterministic, and on a GPU slower for it")
+    if keep and (problem := keep_programs()):
+        print(problem, file=sys.stderr)
+
+
+MOST_KEPT = 2**31  # bytes of compiled programs
+
+
+def keep_programs() -> str:
+    """Keeps compiled programs in the user's cache folder, so that the next process need not compile them again.
+
+    They are code that will be run, so the folder is the user's alone. Machines that share it have folders of their own
+    in it, as a program is for one kind of processor. What the user has set for JAX's own cache stays.
+
+    Returns:
+        Why they are not kept, nothing where they are.
+    """
+    import jax
+
+    settings = jax.config.values
+    if settings["jax_compilation_cache_dir"] is not None or not settings["jax_enable_compilation_cache"]:
+        return ""
+    try:
+        own = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "transformer_jax"
+        folder = own / _kind_of_processor()
+        own.parent.mkdir(parents=True, exist_ok=True)
+        own.mkdir(mode=0o700, exist_ok=True)
+        found = own.lstat()
+        if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o077:
+            return f"Compiled programs are not kept: {own} must be a folder that is yours alone (chmod 700)."
+        folder.mkdir(mode=0o700, exist_ok=True)
+        _thin_out(own)
+    except (OSError, RuntimeError) as error:
+        return f"Compiled programs are not kept: {' '.join(str(error).split())}"
+    jax.config.update("jax_compilation_cache_dir", str(folder))
+    return ""
+
+
+def _kind_of_processor() -> str:
+    """A name for what code for this machine's processor may use."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = [platform.processor()]
+    facts = sorted({line for line in lines if line.startswith(("model name", "flags", "Features", "CPU part"))})
+    return f"{platform.machine()}-{blake2b(''.join(facts).encode(), digest_size=8).hexdigest()}"
+
+
+def _thin_out(folder: Path) -> None:
+    """Deletes what was kept first until all of it is small enough."""
+    kept = sorted((path.stat().st_mtime, path.stat().st_size, path) for path in folder.glob("*/*-cache"))
+    size = sum(each for _, each, _ in kept)
+    for _, each, path in kept:
+        if size <= MOST_KEPT:
+            break
+        path.unlink(missing_ok=True)
+        size -= each
 
 
 def simulate(devices: int) -> None:

@@ -2,11 +2,12 @@
 
 import dataclasses
 import json
+import shlex
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, cast
 
-from transformer_jax.config_checks import nearest
+from transformer_jax.config_checks import at_least, at_most, nearest
 from transformer_jax.errors import InputError
 from transformer_jax.files import check_output, write_output
 from transformer_jax.flags import parse
@@ -47,12 +48,12 @@ def placed(page: Path, name: str, text: str) -> str:
 
 
 class Benchmark(Protocol):
-    """A module of a benchmark. One with a `draw(result, path)` has a chart, too."""
+    """A module of a benchmark; one with a chart has `draw(result, path)`, one with own flags TAKES, their names."""
 
     CASES: Mapping[str, Any]
     COLUMNS: Sequence[str]
 
-    def run(self, cases: list[str], repeats: int, say: Callable[[str], None]) -> dict[str, Any]: ...
+    def run(self, cases: list[str], repeats: int, say: Callable[[str], None], **extra: Any) -> dict[str, Any]: ...
     def rows(self, result: dict[str, Any]) -> list[tuple[str, ...]]: ...
     def remarks(self, result: dict[str, Any]) -> list[str]: ...
 
@@ -64,6 +65,9 @@ BENCHES = {
     "jit": "the train step operation by operation, in compiled functions, and compiled whole in several ways",
     "data": "the input pipeline alone, steps alone, and training, which waits for batches or does not",
     "train": "training beside PyTorch with torch.compile, where that is installed",
+    "pairs": "training on pairs in packed rows, beside PyTorch with padded batches where that is installed",
+    "strategies": "the train step by jit, pmap, shard_map and meshes over all devices",
+    "memory": "what a train step needs besides its state, with the logits of all tokens and in parts",
     "compile": "compile time and step time by depth, layers one by one or in a loop",
 }
 WIDTH = 120  # letters, of a table in a file
@@ -82,17 +86,25 @@ class BenchFlags:
     plot: Path | None = None
     """Where the chart goes, a .png, of a benchmark that has one."""
 
+    data: tuple[Path, ...] = ()
+    """For `pairs`: parallel files, or one file of pairs, as --data.train of `train`. None given: dates."""
+    devices: int | None = None
+    """For `strategies`: play so many devices on the CPU. None: those of this machine."""
+
     def __post_init__(self) -> None:
-        if self.repeats < 1:
-            raise ValueError(f"repeats={self.repeats} must be at least 1.")
+        at_least(self, 1, "repeats", "devices")
+        at_most(self, 64, "devices")
+        if len(self.data) > 2:
+            raise ValueError(f"--data takes one path, or two parallel files; got {len(self.data)}.")
 
 
 def benchmark(name: str) -> Benchmark:
     """The module of a name; JAX is imported with it."""
-    from transformer_jax.bench import attention, data, generate, jit, train
+    from transformer_jax.bench import attention, data, generate, jit, memory, pairs, strategies, train
     from transformer_jax.bench import compile as depth
 
-    modules = {"attention": attention, "compile": depth, "data": data, "generate": generate, "jit": jit, "train": train}
+    modules: dict[str, Any] = {"attention": attention, "compile": depth, "data": data, "generate": generate, "jit": jit}
+    modules |= {"memory": memory, "pairs": pairs, "strategies": strategies, "train": train}
     return cast(Benchmark, modules[name])
 
 
@@ -104,6 +116,9 @@ def bench(name: str, arguments: list[str]) -> int:
         check_output(path, flag)
     from rich.console import Console
 
+    from transformer_jax.host import prepare
+
+    prepare(keep=False)
     what = benchmark(name)
     draw = getattr(what, "draw", None)
     if args.plot is not None and draw is None:
@@ -113,11 +128,15 @@ def bench(name: str, arguments: list[str]) -> int:
     for case in args.case:
         if case not in what.CASES:
             raise InputError(f"--case {case}: one of {', '.join(what.CASES)}.{nearest(case, what.CASES)}")
+    extra = {flag: value for flag, value in (("data", args.data), ("devices", args.devices)) if value}
+    for flag in extra:
+        if flag not in getattr(what, "TAKES", ()):
+            raise InputError(f"--{flag}: bench {name} takes none.")
     progress, console = Console(stderr=True, highlight=False), Console(highlight=False)
     if not console.is_terminal:
         console.width = max(console.width, WIDTH)
     with progress.status(f"bench {name}") as status:
-        result = what.run(list(args.case or what.CASES), args.repeats, status.update)
+        result = what.run(list(args.case or what.CASES), args.repeats, status.update, **extra)
     rows, remarks = what.rows(result), [*what.remarks(result), about(result)]
     console.print(as_table(what.COLUMNS, rows))
     for line in remarks:
@@ -125,8 +144,7 @@ def bench(name: str, arguments: list[str]) -> int:
     if args.json is not None:
         write_output(args.json, "--json", json.dumps(result, indent=2) + "\n")
     if args.markdown is not None:
-        only = f" --case {' '.join(args.case)}" if args.case else ""
-        command = f"transformer-jax bench {name}{only} --repeats {args.repeats}"
+        command = " ".join(["transformer-jax bench", name, *_words(args)])
         text = as_markdown(name, command, what.COLUMNS, rows, remarks)
         write_output(args.markdown, "--markdown", placed(args.markdown, name, text))
     if args.plot is not None and draw is not None:
@@ -134,10 +152,18 @@ def bench(name: str, arguments: list[str]) -> int:
     return 0
 
 
+def _words(args: BenchFlags) -> list[str]:
+    """The flags that matter to a result; a file by its name alone."""
+    words = [*(["--case", *map(shlex.quote, args.case)] if args.case else []), "--repeats", str(args.repeats)]
+    words += ["--data", *(path.name for path in args.data)] if args.data else []
+    return words + (["--devices", str(args.devices)] if args.devices else [])
+
+
 def about(result: dict[str, Any]) -> str:
     """What a result's figures depend on, in a line."""
     versions = ", ".join(f"{name} {number}" for name, number in result["versions"].items() if number)
-    return f"{result['device']}; {versions}; medians of {result['repeats']} turns; {result['date']}."
+    turns = f"medians of {result['repeats']} turns; " if result["repeats"] else ""
+    return f"{result['device']}; {versions}; {turns}{result['date']}."
 
 
 def command_bench(arguments: list[str]) -> int:

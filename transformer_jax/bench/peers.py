@@ -1,14 +1,16 @@
 """Other libraries, where they are installed: the same architecture at the same sizes, with random weights."""
 
-import functools
-from collections.abc import Callable
-from typing import Any
+import itertools
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from transformer_jax.config import ModelConfig
+from transformer_jax.tokens import Batch
 
 Peer = Callable[[], Any]
+PADDING = 0
 NAME = "transformers"
 
 
@@ -71,6 +73,12 @@ def bart(config: ModelConfig, source: np.ndarray, new: int, beam_size: int) -> P
 
 
 # --- training in PyTorch
+
+
+def arrays(batch: Batch) -> list[np.ndarray]:
+    """Ids of the source, where there is one, of the target, and of the labels."""
+    sides = (batch.target,) if batch.source is None else (batch.source, batch.target)
+    return [*(np.asarray(side.ids) for side in sides), np.asarray(batch.labels)]
 
 
 class _Awaited:
@@ -161,54 +169,66 @@ def _torch_model(config: ModelConfig, length: int) -> Any:
 
         def forward(self, source: Any, target: Any) -> Any:
             mask = nn.Transformer.generate_square_subsequent_mask(target.shape[1], device=target.device)
-            sides = self.embed("source", source), self.embed("target", target)
-            return self.head(self.inner(*sides, tgt_mask=mask, tgt_is_causal=True))
+            sides, padding = (self.embed("source", source), self.embed("target", target)), source == PADDING
+            seen = dict(src_key_padding_mask=padding, memory_key_padding_mask=padding)
+            return self.head(self.inner(*sides, tgt_mask=mask, tgt_is_causal=True, **seen))
 
     return Model()
 
 
-MODELS = {"gpt2": _gpt2_model, "llama": _llama_model, "t5": _t5_model, "torch": _torch_model}
+class Model(NamedTuple):
+    """How a model is made, and what it calls the source, where it has one, and the target."""
+
+    make: Callable[[ModelConfig, int], Any]
+    sides: tuple[str, ...]
 
 
-def training(kind: str, config: ModelConfig, rows: int, length: int) -> tuple[str, Peer] | None:
-    """A name, and a function that makes one step of training; None where PyTorch or `transformers` is missing.
+MODELS = {
+    "gpt2": Model(_gpt2_model, ("input_ids",)),
+    "llama": Model(_llama_model, ("input_ids",)),
+    "t5": Model(_t5_model, ("input_ids", "decoder_input_ids")),
+    "torch": Model(_torch_model, ("source", "target")),
+}
 
-    torch.compile, fused AdamW, PyTorch's own attention kernels, in bfloat16 by autocast where it runs on a GPU; random
-    rows of `length` tokens, on either side where there are two.
+
+def training(kind: str, config: ModelConfig, batches: Sequence[Sequence[np.ndarray]]) -> tuple[str, Peer] | None:
+    """A name, and a function that makes a step of training with each batch in turn, one a call; None where PyTorch or
+    `transformers` is missing.
+
+    torch.compile, fused AdamW, PyTorch's own attention kernels, in bfloat16 by autocast where it runs on a GPU.
 
     Args:
         kind: which of MODELS.
         config: what it is to be like.
-        rows: of a batch.
-        length: of a row.
+        batches: ids of the source, where there is one, of the target, and of the labels, int32[B, T] each. Source and
+            labels that are PADDING are left out of attention and loss.
     """
     try:
         import torch  # pyright: ignore[reportMissingImports]
 
-        model = MODELS[kind](config, length)
+        model = MODELS[kind].make(config, max(ids.shape[1] for batch in batches for ids in batch))
     except ImportError:
         return None
     gpu = torch.cuda.is_available()
-    device, sides = "cuda" if gpu else "cpu", ("source", "target") if kind == "torch" else ("input_ids",)
-    if kind == "t5":
-        sides = ("input_ids", "decoder_input_ids")
+    device = "cuda" if gpu else "cpu"
     torch.set_float32_matmul_precision("high")
     model = model.to(device).train()
     cross_entropy = torch.nn.functional.cross_entropy
 
     def loss(batch: dict[str, Any], labels: Any) -> Any:
         out = model(**batch) if kind == "torch" else model(**batch, use_cache=False).logits
-        return cross_entropy(out.float().flatten(0, 1), labels.flatten())
+        return cross_entropy(out.float().flatten(0, 1), labels.flatten(), ignore_index=PADDING)
 
     compiled = torch.compile(loss)
     decayed = [p for p in model.parameters() if p.ndim > 1]
     others = [p for p in model.parameters() if p.ndim < 2]
     groups = [{"params": decayed, "weight_decay": 0.1}, {"params": others, "weight_decay": 0.0}]
     optimizer = torch.optim.AdamW(groups, lr=1e-3, betas=(0.9, 0.95), fused=True)
-    draw = functools.partial(torch.randint, 0, config.vocab_size, (rows, length), device=device)
-    batch, labels = {side: draw() for side in sides}, draw()
+    tensors = itertools.cycle([[torch.from_numpy(ids).long().to(device) for ids in batch] for batch in batches])
 
     def step() -> Any:
+        *inputs, labels = next(tensors)
+        batch = dict(zip(MODELS[kind].sides, inputs, strict=True))
         with torch.autocast(device, torch.bfloat16, enabled=gpu):
             value = compiled(batch, labels)
         value.backward()

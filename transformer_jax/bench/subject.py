@@ -42,21 +42,20 @@ class Subject(NamedTuple):
         source = tokens() if ARRANGEMENTS[self.config.mode].has_source else None
         return Batch(tokens(), ids(), np.ones(shape, np.float32), source)
 
-    def parts(self) -> tuple[TrainState, Loss, optax.GradientTransformation]:
-        """The state before the first step, the loss and the optimizer."""
-        model, batch, update = Transformer(self.config), self.draw(), make_optimizer(ADAMW, 1000)
+    def first(self) -> TrainState:
+        """The state before the first step."""
+        batch = self.draw()
+        params = Transformer(self.config).init(jax.random.key(0), batch.target, batch.source)["params"]
+        return TrainState.create(params, make_optimizer(ADAMW, 1000), 0)
 
-        @jax.jit
-        def first() -> TrainState:
-            params = model.init(jax.random.key(0), batch.target, batch.source)["params"]
-            return TrainState.create(params, update, 0)
+    def parts(self, config: LossConfig | None = None) -> tuple[Loss, optax.GradientTransformation]:
+        """The loss and the optimizer."""
+        return make_loss(Transformer(self.config), config or LossConfig()), make_optimizer(ADAMW, 1000)
 
-        return first(), make_loss(model, LossConfig()), update
-
-    def step(self) -> tuple[TrainState, Callable[[Any, Any], Any]]:
+    def step(self) -> tuple[TrainState, Callable[..., Any]]:
         """The state before the first step, and `train_step(state, batch)`."""
-        state, loss, optimizer = self.parts()
-        return state, functools.partial(train_step, loss=loss, optimizer=optimizer)
+        loss, optimizer = self.parts()
+        return jax.jit(self.first)(), functools.partial(train_step, loss=loss, optimizer=optimizer)
 
     @property
     def tokens(self) -> int:

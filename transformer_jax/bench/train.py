@@ -71,7 +71,7 @@ def measure(case: Case, repeats: int, say: Callable[[str], None], turn: float = 
 
     functions = {OURS: ours}
     say(case.peer)
-    if (peer := peers.training(case.peer, subject.config, subject.batch, subject.length)) is not None:
+    if (peer := peers.training(case.peer, subject.config, [peers.arrays(batch)])) is not None:
         functions[peer[0]] = peer[1]
     say("steps")
     times = interleaved(functions, repeats, turn)

@@ -1,0 +1,98 @@
+"""`transformer-jax bench memory`: what a step needs besides its state, by how the loss is made and what is kept.
+
+No step is run: the figures are XLA's own plan of the compiled program, which is what it allocates.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from transformer_jax.bench.measure import surroundings
+from transformer_jax.bench.subject import ADAMW, Subject
+from transformer_jax.config import LossConfig
+from transformer_jax.model.transformer import Transformer
+from transformer_jax.objective import Loss
+from transformer_jax.optimizer import make_optimizer
+from transformer_jax.partition import part_bytes
+from transformer_jax.recipes import find_recipe
+from transformer_jax.step import train_step
+from transformer_jax.tokens import Batch
+
+GPT2 = find_recipe("gpt2-124m").model.replace(dtype="float32", max_length=1024)
+CASES = {
+    "gpt2-124m": Subject(GPT2.replace(scan_layers=True, remat="full"), 4, 1024),
+    "gpt2-124m, bfloat16": Subject(GPT2.replace(scan_layers=True, remat="full", dtype="bfloat16"), 4, 1024),
+}
+
+
+def plain_loss(subject: Subject) -> Loss:
+    """Cross-entropy as most code has it: of the logits of all tokens, by Optax, left to automatic differentiation."""
+    model = Transformer(subject.config)
+
+    def loss(params: Any, batch: Batch, _: Any) -> tuple[Any, Any]:
+        logits_BTV = jnp.asarray(model.apply({"params": params}, batch.target, batch.source), jnp.float32)
+        loss_BT = optax.softmax_cross_entropy_with_integer_labels(logits_BTV, batch.labels)
+        hits = jnp.sum(logits_BTV.argmax(-1) == batch.labels)
+        sums = {"loss": jnp.sum(loss_BT), "tokens": jnp.sum(batch.weights), "correct": hits.astype(jnp.float32)}
+        return sums["loss"], sums
+
+    return loss
+
+
+class Way(NamedTuple):
+    """How the loss is made, None for `plain_loss`."""
+
+    loss: LossConfig | None
+
+
+PARTS, WHOLE, PLAIN = "logits in parts", "all logits at once", "all logits, by autodiff"
+WAYS = {PLAIN: Way(None), WHOLE: Way(LossConfig(logits_mib=0)), PARTS: Way(LossConfig())}
+
+
+def measure(subject: Subject, say: Callable[[str], None]) -> dict[str, Any]:
+    """All ways of a case."""
+    state, batch, ways = jax.eval_shape(subject.first), subject.draw(), {}
+    for name, way in WAYS.items():
+        say(name)
+        loss = plain_loss(subject) if way.loss is None else subject.parts(way.loss)[0]
+        step = functools.partial(train_step, loss=loss, optimizer=make_optimizer(ADAMW, 1000))
+        memory: Any = jax.jit(step, donate_argnums=0).lower(state, batch).compile().memory_analysis()
+        ways[name] = {"state_bytes": part_bytes(state), "temp_bytes": memory.temp_size_in_bytes}
+    return {"batch": subject.batch, "length": subject.length, "ways": ways}
+
+
+def run(cases: list[str], repeats: int, say: Callable[[str], None]) -> dict[str, Any]:
+    """All that the benchmark finds, as JSON has it; nothing is timed, so nothing is repeated."""
+    result: dict[str, Any] = {"bench": "memory", **surroundings(), "repeats": 0, "cases": {}}
+    for name in cases:
+        result["cases"][name] = measure(CASES[name], lambda what, name=name: say(f"{name}: {what}"))
+    return result
+
+
+COLUMNS = ("case", "loss", "state", "temporary", "temporary / by autodiff", "in all / by autodiff")
+
+
+def rows(result: dict[str, Any]) -> list[tuple[str, ...]]:
+    """The result as rows of COLUMNS."""
+    found = []
+    for name, case in result["cases"].items():
+        base = case["ways"][PLAIN]
+        for way, row in case["ways"].items():
+            sizes = [f"{row[kind] / 1e6:,.0f} MB" for kind in ("state_bytes", "temp_bytes")]
+            share = row["temp_bytes"] / base["temp_bytes"]
+            whole = (row["state_bytes"] + row["temp_bytes"]) / (base["state_bytes"] + base["temp_bytes"])
+            found.append((name, way, *sizes, f"{share:.0%}", f"{whole:.0%}"))
+    return found
+
+
+def remarks(result: dict[str, Any]) -> list[str]:
+    """What else is to be said of the result."""
+    shapes = {f"{case['batch']} rows of {case['length']:,} tokens" for case in result["cases"].values()}
+    return [
+        f"XLA's plan of one step, {' or '.join(sorted(shapes))}, AdamW, layers in a loop and recomputed. State: "
+        "parameters and moments. Temporary: gradients, activations, logits."
+    ]
