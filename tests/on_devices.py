@@ -13,6 +13,8 @@ from jax.sharding import NamedSharding, PartitionSpec
 from variants import CHOICES, variables, variant
 
 from transformer_jax import ModelConfig, Tokens, Transformer, generate
+from transformer_jax.bench import strategies
+from transformer_jax.bench.subject import Subject
 from transformer_jax.checkpoint import Checkpoints, restore
 from transformer_jax.cli import run_command
 from transformer_jax.config import CheckpointConfig, LossConfig, Mode, OptimizerConfig, ParallelConfig
@@ -363,3 +365,21 @@ def test_decoding_is_the_same_on_a_mesh(mode, mesh):
         np.testing.assert_array_equal(found[0].ids, found[1].ids)
         np.testing.assert_array_equal(found[0].lengths, found[1].lengths)
         np.testing.assert_allclose(found[0].scores, found[1].scores, rtol=0, atol=1e-9)
+
+
+# --- the benchmark of them
+
+
+@every_mode
+def test_what_is_compared_makes_the_same_step(mode):
+    """Each way to split a step that `bench strategies` has: the loss of the second one."""
+    subject = Subject(exact("plain", mode), ROWS, 16)
+    losses = {}
+    for name, way in strategies.ways_over(DEVICES).items():
+        step, costs = strategies.build(subject, way)
+        step()
+        losses[name] = float(np.ravel(step()["loss"])[0])
+        assert (costs["exchanged_bytes"] > 0) == (name != strategies.ONE)
+    assert len(losses) == 8
+    for name, loss in losses.items():
+        assert loss == pytest.approx(losses[strategies.ONE], rel=1e-12), name

@@ -66,6 +66,25 @@ def test_backends_give_what_the_reference_gives(monkeypatch, name, causal, windo
     assert not np.any(got[0][0, -64:])
 
 
+@pytest.mark.parametrize("causal", [True, False])
+@pytest.mark.parametrize("full", [True, False])
+def test_full_rows_need_no_mask(causal, full):
+    """Rows of one document without padding go another way, with the same outputs and gradients; others do not."""
+    attend = backends._library("xla", full_rows=True)
+    q, k, v, sight = inputs(causal, length=64, width=32)
+    if full:
+        ones = jnp.ones((2, 64), jnp.int32)
+        mask = jnp.broadcast_to(jnp.tril(jnp.ones((64, 64), bool)) if causal else True, (2, 64, 64))
+        sight = Sight(mask, None, (ones, ones), causal)
+    wanted = with_gradients(backends.reference, q, k, v, sight, cap=None)
+    same(with_gradients(attend, q, k, v, sight, cap=None), wanted, 2e-5)
+    text = str(jax.make_jaxpr(lambda q: attend(q, k, v, sight, None, None))(q))
+    assert "cond" in text
+    if full:  # what it does then has no mask to read
+        wrong = sight.replace(mask_BTS=jnp.zeros_like(sight.mask_BTS))
+        same(with_gradients(attend, q, k, v, wrong, cap=None), wanted, 2e-5)
+
+
 def test_blocks_take_caps_and_dropout(monkeypatch):
     monkeypatch.setattr(backends, "BLOCK", 64)
     given = inputs(True, width=32)

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 import pytest
 
-from transformer_jax.bench import attention, compile, data, generate, jit, measure, train
+from transformer_jax.bench import attention, compile, data, generate, jit, measure, memory, pairs, train
 from transformer_jax.bench.command import BENCHES, benchmark, placed
 from transformer_jax.bench.subject import Subject
 from transformer_jax.cli import run_command
@@ -216,6 +216,56 @@ def test_the_benchmark_of_data_says_what_is_waited_for(monkeypatch, tmp_path, ca
     assert "% of the time" in capsys.readouterr().out
 
 
+SMALL_RUN = dataclasses.replace(
+    pairs.CASES["encoder-decoder"].run,
+    model=pairs.CASES["encoder-decoder"].run.model.replace(d_model=8, d_ff=8, num_layers=1, num_encoder_layers=1),
+    data=dataclasses.replace(pairs.CASES["encoder-decoder"].run.data, tokenizer="bytes"),
+)
+
+
+@pytest.mark.parametrize("mode", ["encoder-decoder", "decoder-only"])
+def test_packed_and_padded_batches_hold_the_same_pairs(monkeypatch, tmp_path, mode):
+    """The peer gets what our rows hold, pair by pair; rates count what is not padding."""
+    run = dataclasses.replace(SMALL_RUN, model=SMALL_RUN.model.replace(mode=mode))
+    monkeypatch.setattr(pairs, "CASES", {mode: pairs.Case(run, "peer")})
+    monkeypatch.setattr(pairs, "PAIRS", 4)
+    monkeypatch.setattr(pairs, "STEPS", 2)
+    seen = []
+    monkeypatch.setattr(
+        pairs.peers, "training", lambda kind, config, batches: seen.extend(batches) or ("it", lambda: np.zeros(1))
+    )
+    file, out = tmp_path / "pairs.tsv", tmp_path / "out.json"
+    file.write_text("".join(f"{'a' * (n % 5 + 1)}\t{'b' * (n % 3 + 1)}\n" for n in range(60)))
+    assert run_command(["bench", "pairs", "--data", str(file), "--repeats", "2", "--json", str(out)]) == 0
+    result = json.loads(out.read_text())
+    ways = result["cases"][mode]["ways"]
+    assert result["data"] == "pairs.tsv"
+    assert len(seen) == 2
+    for batch in seen:
+        *sides, labels = batch
+        assert len(sides) == 1 + (mode == "encoder-decoder")
+        assert all(len(ids) == 4 for ids in batch)
+        learned = (labels != 0).sum(-1)
+        assert ((learned >= 2) & (learned <= 4)).all()  # 1 to 3 letters and the end
+        for read, said in zip(sides[-1], labels, strict=True):  # each label is what is read next
+            places = np.flatnonzero(said[:-1] * read[1:])
+            np.testing.assert_array_equal(said[places], read[places + 1])
+    assert ways["it"]["tokens"] == sum(int((side != 0).sum()) for *sides, _ in seen for side in sides)
+    assert ways["it"]["share_of_places"] < ways["transformer_jax"]["share_of_places"] <= 1
+
+
+def test_the_benchmark_of_memory_tells_parts_from_all(monkeypatch, tmp_path, capsys):
+    large = ModelConfig(mode="decoder-only", **SMALL | dict(vocab_size=50_000, max_length=256))
+    monkeypatch.setattr(memory, "CASES", {"large": Subject(large, 8, 256)})
+    out = tmp_path / "out.json"
+    assert run_command(["bench", "memory", "--json", str(out)]) == 0
+    ways = json.loads(out.read_text())["cases"]["large"]["ways"]
+    plain, whole, parts = (ways[name]["temp_bytes"] for name in (memory.PLAIN, memory.WHOLE, memory.PARTS))
+    assert parts < 0.6 * whole < 0.6 * 1.1 * plain
+    assert len({row["state_bytes"] for row in ways.values()}) == 1
+    assert "turns" not in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [
@@ -224,6 +274,11 @@ def test_the_benchmark_of_data_says_what_is_waited_for(monkeypatch, tmp_path, ca
         (["bench", "compile", "--plot", "x.png"], "no chart"),
         (["bench", "jit", "--plot", "x.pdf"], ".png"),
         (["bench", "jit", "--repeats", "0"], "at least 1"),
+        (["bench", "jit", "--devices", "8"], "--devices: bench jit takes none"),
+        (["bench", "memory", "--data", "x.tsv"], "--data: bench memory takes none"),
+        (["bench", "pairs", "--data", "x", "y", "z"], "two parallel files"),
+        (["bench", "pairs", "--data", "missing.tsv"], "missing.tsv"),
+        (["bench", "strategies"], "--devices 8"),
     ],
 )
 def test_what_a_benchmark_cannot_take_is_said(words, said, capsys):

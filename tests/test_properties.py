@@ -36,14 +36,14 @@ GRADIENT = {"float32": 1e-5, "bfloat16": 0.05}  # of a gradient, relative to its
 
 
 def choices(kind: type) -> dict[str, tuple]:
-    """The values of each field that is a choice, as its type says (float64, which needs x64, is left out)."""
+    """The values of each field that is a choice, as its type says (float64, which needs x64, and float8 are out)."""
     hints = {
         name: (False, True) if hint in (bool, bool | None) else hint
         for name, hint in typing.get_type_hints(kind).items()
     }
     values = {name: hint if isinstance(hint, tuple) else typing.get_args(hint) for name, hint in hints.items()}
     return {
-        name: tuple(value for value in listed if value != "float64")
+        name: tuple(value for value in listed if value not in ("float64", "float8"))
         for name, listed in values.items()
         if all(isinstance(value, (bool, str)) for value in listed) and listed
     }

@@ -146,7 +146,7 @@ def test_a_run_reads_no_pickle_and_opens_no_connection_or_process(audited):
 
 
 def test_a_run_writes_nothing_outside_of_its_workdir(audited):
-    """But for what is compiled. By what Python asked for, and by what is there afterwards, which is also what libraries wrote past Python."""
+    """By what Python asked for, and by what is there afterwards, which is also what libraries wrote past Python."""
     box, events = audited
     allowed = (box / "here/run", box / FOLDERS[-1], box / PROGRAMS)
     for event, *args in events:

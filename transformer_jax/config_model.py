@@ -159,6 +159,10 @@ class ModelConfig:
     """On attention weights."""
     dtype: DtypeName = "float32"
     """Of activations and matrix products. Softmax, norms, logits and the loss are at least float32."""
+    linear_dtype: Literal["same", "float8"] = "same"
+    """Of the operands of linear layers. same: dtype. float8: 8 bits, with a scale for each token and each weight; for
+    devices that have units for it, and models above 1B. Attention, routers, dropless experts and the output layer stay
+    in dtype, and so do the gradients of weights."""
     param_dtype: DtypeName = "float32"
     """Of parameters."""
     scan_layers: DerivedSwitch = DERIVED

@@ -79,6 +79,8 @@ def _train(trainer: Trainer, found: Found, checkpoints: Checkpoints, terminal: T
     rows = run.batch_size // (run.optimizer.accumulate * trainer.partitioner.batch_parts)
     attention = describe_attention(run.model, rows, run.data.target_length or run.model.max_length)
     report = [*found.data.report, attention, describe_decay(abstract.params, run.optimizer)]
+    if run.model.linear_dtype == "float8" and jax.default_backend() == "cpu":
+        report.append("linear layers in float8: a CPU only plays it, and is slower for it")
     terminal.introduce(run, folder, count, report)
     watchdog = Watchdog(folder, run.seconds("stall_after"))
     with watchdog.watching(), job.together(lambda: checkpoints.latest):

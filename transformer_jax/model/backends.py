@@ -1,5 +1,6 @@
 """Ways to compute softmax attention. All give what `reference` gives; they differ in memory, speed and device."""
 
+import functools
 import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -91,18 +92,29 @@ def blocks(
     return jnp.moveaxis(jax.lax.map(block, parts), 0, 1).reshape(q_BTHK.shape)
 
 
-def _library(implementation: Any) -> Callable[..., Array]:
-    """`jax.nn.dot_product_attention`, whose softmax of a query that sees no key is set to zero."""
+def _library(implementation: Any, full_rows: bool = False) -> Callable[..., Array]:
+    """`jax.nn.dot_product_attention`, whose softmax of a query that sees no key is set to zero.
+
+    With `full_rows` a batch in which every row is one document without padding is attended to without a mask, which a
+    flash kernel would read whole; whether it is one is found out as it runs.
+    """
+    library = functools.partial(jax.nn.dot_product_attention, scale=1.0, implementation=implementation)
 
     def attend(
         q_BTHK: Array, k_BSGK: Array, v_BSGK: Array, sight: Sight, cap: float | None, keep_BHTS: Array | None
     ) -> Array:
-        bias = None if sight.bias_BHTS is None else sight.bias_BHTS.astype(q_BTHK.dtype)
-        mask = sight.mask_BTS[:, None]
-        out_BTHK = jax.nn.dot_product_attention(
-            q_BTHK, k_BSGK, v_BSGK, bias, mask, scale=1.0, implementation=implementation
-        )
-        return jnp.where(sight.mask_BTS.any(-1)[..., None, None], out_BTHK, 0)
+        def masked(q_BTHK: Array, k_BSGK: Array, v_BSGK: Array) -> Array:
+            bias = None if sight.bias_BHTS is None else sight.bias_BHTS.astype(q_BTHK.dtype)
+            out_BTHK = library(q_BTHK, k_BSGK, v_BSGK, bias, sight.mask_BTS[:, None])
+            return jnp.where(sight.mask_BTS.any(-1)[..., None, None], out_BTHK, 0)
+
+        def full(q_BTHK: Array, k_BSGK: Array, v_BSGK: Array) -> Array:
+            return library(q_BTHK, k_BSGK, v_BSGK, is_causal=sight.causal)
+
+        if not full_rows or sight.segments is None or sight.window or sight.bias_BHTS is not None:
+            return masked(q_BTHK, k_BSGK, v_BSGK)
+        alone = jnp.all(sight.segments[0] == 1) & jnp.all(sight.segments[1] == 1)
+        return jax.lax.cond(alone, full, masked, q_BTHK, k_BSGK, v_BSGK)
 
     return attend
 
@@ -207,7 +219,7 @@ BACKENDS = {
     "reference": Backend(reference, lambda shape: None),
     "blocks": Backend(blocks, _why_not_blocks),
     "xla": Backend(_library("xla"), _why_not_library),
-    "cudnn": Backend(_library("cudnn"), _why_not_cudnn),
+    "cudnn": Backend(_library("cudnn", full_rows=True), _why_not_cudnn),
     "splash": Backend(splash, _why_not_splash),
 }
 

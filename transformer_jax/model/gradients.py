@@ -38,9 +38,16 @@ def _matmul_backward(einsum: str, dtype: Any, saved: tuple[Array, Array], dy: Ar
     inputs, y_axes = einsum.split("->")
     x_axes, w_axes = inputs.split(",")
     x, dy = whole(x, dy.astype(x.dtype))
-    first, second = ((x_axes, x), (y_axes, dy)) if w_axes[0] in x_axes else ((y_axes, dy), (x_axes, x))
-    dw = jnp.einsum(f"{first[0]},{second[0]}->{w_axes}", first[1], second[1], preferred_element_type=w.dtype)
+    dw = weight_gradient(einsum, x, w, dy)
     return jnp.einsum(f"{y_axes},{w_axes}->{x_axes}", dy, w, preferred_element_type=x.dtype), dw
+
+
+def weight_gradient(einsum: str, x: Array, w: Array, dy: Array) -> Array:
+    """The gradient of the weight of `matmul`, from that of its result."""
+    inputs, y_axes = einsum.split("->")
+    x_axes, w_axes = inputs.split(",")
+    first, second = ((x_axes, x), (y_axes, dy)) if w_axes[0] in x_axes else ((y_axes, dy), (x_axes, x))
+    return jnp.einsum(f"{first[0]},{second[0]}->{w_axes}", first[1], second[1], preferred_element_type=w.dtype)
 
 
 matmul.defvjp(_matmul_forward, _matmul_backward)

@@ -11,9 +11,12 @@ from flax import linen as nn
 
 from transformer_jax.axes import axes_of, constrain, gathered, mesh_in_use, sizes, spec, split, varying
 from transformer_jax.config import ModelConfig
+from transformer_jax.model.float8 import matmul8
 from transformer_jax.model.gradients import gelu, matmul
 
 Array = jax.Array
+Multiply = Callable[[str, Array, Array, Any], Any]
+MULTIPLY: dict[str, Multiply] = {"same": matmul, "float8": matmul8}
 
 
 def dtype_of(config: ModelConfig) -> Any:
@@ -27,7 +30,7 @@ def at_least_float32(x: Array) -> Array:
 PARTS = 4  # of the contraction of a vector and a matrix
 
 
-def product(einsum: str, x: Array, w: Array, dtype: Any) -> Array:
+def product(einsum: str, x: Array, w: Array, dtype: Any, multiply: Multiply = matmul) -> Array:
     """An einsum of x and a weight in `dtype`, None for x's own.
 
     A vector times a matrix, which is what decoding one row does, is limited by memory. XLA's CPU backend reads the
@@ -37,8 +40,8 @@ def product(einsum: str, x: Array, w: Array, dtype: Any) -> Array:
     summed = [letter for letter in w_axes if letter not in y_axes]
     length = math.prod(w.shape[: len(summed)])
     vector = x.size == length and list(w_axes[: len(summed)]) == summed == [each for each in x_axes if each in w_axes]
-    if not vector or length % PARTS or jax.default_backend() != "cpu":
-        return matmul(einsum, x, w, dtype)
+    if not vector or length % PARTS or jax.default_backend() != "cpu" or multiply is not matmul:
+        return multiply(einsum, x, w, dtype)
     rows, kind = length // PARTS, jnp.promote_types(x.dtype, jnp.float32)
     parts = jnp.einsum("PR,PRY->PY", x.reshape(PARTS, rows), w.reshape(PARTS, rows, -1), preferred_element_type=kind)
     shape = [w.shape[w_axes.index(letter)] if letter in w_axes else 1 for letter in y_axes]
@@ -48,21 +51,23 @@ def product(einsum: str, x: Array, w: Array, dtype: Any) -> Array:
 MANY_ROWS = 256  # for which making one weight of several costs less than several products
 
 
-def products(x: Array, maps: tuple[tuple[str, Array], ...], dtype: Any) -> list[Array]:
+def products(x: Array, maps: tuple[tuple[str, Array], ...], dtype: Any, multiply: Multiply) -> list[Array]:
     """The `product` of x with each weight. On CPU, several weights that contract x's last axis are taken as one."""
     x_axes = maps[0][0].partition(",")[0]
     rows, summed = x_axes[:-1], x_axes[-1]
     kept = [spec.partition("->")[2].removeprefix(rows) for spec, _ in maps]
     alike = all(spec == f"{x_axes},{summed}{y}->{rows}{y}" for (spec, _), y in zip(maps, kept, strict=True))
     if len(maps) == 1 or not alike or x.size < MANY_ROWS * x.shape[-1] or jax.default_backend() != "cpu":
-        return [product(spec, x, w, dtype) for spec, w in maps]
+        return [product(spec, x, w, dtype, multiply) for spec, w in maps]
     w = jnp.concatenate([w.reshape(x.shape[-1], -1) for _, w in maps], 1)
     ends = np.cumsum([w.size // x.shape[-1] for _, w in maps])[:-1]
-    parts = jnp.split(product(f"{x_axes},{summed}Y->{rows}Y", x, w, dtype), ends, -1)
+    parts = jnp.split(product(f"{x_axes},{summed}Y->{rows}Y", x, w, dtype, multiply), ends, -1)
     return [y.reshape(*x.shape[:-1], *w.shape[1:]) for y, (_, w) in zip(parts, maps, strict=True)]
 
 
-def linear(x: Array, *maps: tuple[str, Array], dtype: Any = None, regather: bool = True) -> list[Array]:
+def linear(
+    x: Array, *maps: tuple[str, Array], dtype: Any = None, regather: bool = True, multiply: Multiply = matmul
+) -> list[Array]:
     """Einsums of one x, such as `BTD,DHK->BTHK`, with several weights; the results in `dtype`, None for x's own.
 
     On a mesh each device works on its own parts. Weights are made whole over the devices that share x's batch, and
@@ -73,7 +78,7 @@ def linear(x: Array, *maps: tuple[str, Array], dtype: Any = None, regather: bool
 
     mesh = mesh_in_use()
     if not mesh:
-        return products(x, tuple((spec, w.astype(x.dtype)) for spec, w in maps), dtype)
+        return products(x, tuple((spec, w.astype(x.dtype)) for spec, w in maps), dtype, multiply)
     x_axes = maps[0][0].partition(",")[0]
     x_split = split(dict(zip(x_axes, x.shape, strict=True)), mesh)
     x_over = axes_of(x_split, x_axes)
@@ -92,7 +97,7 @@ def linear(x: Array, *maps: tuple[str, Array], dtype: Any = None, regather: bool
             w = gathered(varying(w, x_over, axes_of(have, w_axes)), w_axes, have, want)
             new = axes_of(want, w_axes)
             x_new = copies.setdefault(new, varying(x, new, x_over))
-            y = product(einsum, x_new, w, dtype)
+            y = product(einsum, x_new, w, dtype, multiply)
             over = axes_of(want, [letter for letter in x_axes if letter in w_axes and letter not in y_axes])
             results.append(jax.lax.psum(y, over) if over else y)
         return results
@@ -178,7 +183,8 @@ class Einsum(nn.Module):
 def project(x: Array, *maps: Einsum) -> list[Array]:
     """Several linear maps of one x, with their biases."""
     again = maps[0].config.remat == "none"  # else the block is computed again as a whole, gathering included
-    results = linear(x, *((each.spec, each.w) for each in maps), regather=again)
+    multiply = MULTIPLY[maps[0].config.linear_dtype]
+    results = linear(x, *((each.spec, each.w) for each in maps), regather=again, multiply=multiply)
     return [each.finished(y) for each, y in zip(maps, results, strict=True)]
 
 
