@@ -44,6 +44,20 @@ def part_bytes(tree: Any) -> int:
     return sum(map(size, jax.tree.leaves(tree)))
 
 
+LARGE = 2**27  # bytes of a device's arguments
+
+
+def compiler_options(*args: Any) -> dict[str, Any] | None:
+    """What XLA is told when it compiles a function of such arguments.
+
+    On CPU the products of a large model keep all cores busy by themselves. XLA's default order, which has independent
+    ones run at once, makes them slower, and keeps more memory in use.
+    """
+    if jax.default_backend() != "cpu" or part_bytes(args) < LARGE:
+        return None
+    return {"xla_cpu_enable_concurrency_optimized_scheduler": False}
+
+
 class Program:
     """A function that is compiled once for each shape of its arguments, and counts how often."""
 
@@ -62,7 +76,7 @@ class Program:
         key = (structure, *((leaf.shape, leaf.dtype) for leaf in leaves))
         if key not in self._compiled:
             with self._scope():
-                self._compiled[key] = self._function.lower(*args).compile()
+                self._compiled[key] = self._function.lower(*args).compile(compiler_options(*args))
         return self._compiled[key]
 
     def __call__(self, *args: Any) -> Any:

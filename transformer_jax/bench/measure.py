@@ -17,6 +17,7 @@ import jax.numpy as jnp
 from jax.experimental.compilation_cache import compilation_cache
 
 from transformer_jax.accelerators import match_device_kind
+from transformer_jax.partition import compiler_options
 
 ROOT = Path(__file__).parents[2]
 READ_BYTES = 2**29  # far beyond every cache
@@ -124,7 +125,7 @@ def compiled_from(
         start = time.perf_counter()
         lowered = jax.jit(function, donate_argnums=0 if donate else ()).lower(*args)
         middle = time.perf_counter()
-        program = lowered.compile()
+        program = lowered.compile(compiler_options(*args))
         end = time.perf_counter()
         return program, middle - start, end - middle, len(lowered.as_text())
 

@@ -17,7 +17,7 @@ from transformer_jax.config import LossConfig
 from transformer_jax.model.transformer import Transformer
 from transformer_jax.objective import Loss
 from transformer_jax.optimizer import make_optimizer
-from transformer_jax.partition import part_bytes
+from transformer_jax.partition import compiler_options, part_bytes
 from transformer_jax.recipes import find_recipe
 from transformer_jax.step import train_step
 from transformer_jax.tokens import Batch
@@ -60,7 +60,8 @@ def measure(subject: Subject, say: Callable[[str], None]) -> dict[str, Any]:
         say(name)
         loss = plain_loss(subject) if way.loss is None else subject.parts(way.loss)[0]
         step = functools.partial(train_step, loss=loss, optimizer=make_optimizer(ADAMW, 1000))
-        memory: Any = jax.jit(step, donate_argnums=0).lower(state, batch).compile().memory_analysis()
+        lowered = jax.jit(step, donate_argnums=0).lower(state, batch)
+        memory: Any = lowered.compile(compiler_options(state, batch)).memory_analysis()
         ways[name] = {"state_bytes": part_bytes(state), "temp_bytes": memory.temp_size_in_bytes}
     return {"batch": subject.batch, "length": subject.length, "ways": ways}
 
