@@ -7,6 +7,7 @@ import pytest
 
 from transformer_jax.config import LossConfig
 from transformer_jax.model.gradients import gelu, masked_softmax, matmul, sum_of_parts
+from transformer_jax.model.transformer import Head
 from transformer_jax.objective import head_sums, parts_of, token_sums
 from transformer_jax.tokens import Batch, Tokens
 
@@ -105,22 +106,22 @@ def test_the_loss_in_parts_is_that_of_all_logits(einsum, cap, monkeypatch):
     """Gradients too, where the last part is not full, and with all that is added to a loss."""
     B, T, D, V = 3, 5, 4, 11
     config = LossConfig(label_smoothing=0.1, z_loss=0.01)
-    x_BTD, w = draw(B, T, D), draw(*((V, D) if "VD" in einsum else (D, V)))
+    x_BTD, w, b_V = draw(B, T, D), draw(*((V, D) if "VD" in einsum else (D, V))), draw(V) if cap else None
     batch = Batch(Tokens.from_ids(np.ones((B, T))), RNG.integers(0, V, (B, T)), RNG.integers(0, 2, (B, T)) * 1.0)
 
-    def plain(x_BTD, w):
-        logits_BTV = jnp.einsum(einsum, x_BTD, w)
+    def plain(x_BTD, w, b_V):
+        logits_BTV = jnp.einsum(einsum, x_BTD, w) + (0 if b_V is None else b_V)
         logits_BTV = logits_BTV if cap is None else cap * jnp.tanh(logits_BTV / cap)
         sums = token_sums(logits_BTV, batch.labels, batch.weights, config)
         return sums["loss"], sums
 
-    def in_parts(x_BTD, w):
-        sums = head_sums(x_BTD, einsum, w, batch, cap, config)
+    def in_parts(x_BTD, w, b_V):
+        sums = head_sums(x_BTD, Head(einsum, w, b_V), batch, cap, config)
         return sums["loss"], sums
 
     monkeypatch.setattr("transformer_jax.objective.parts_of", lambda *_: 4)
-    got = jax.jit(jax.value_and_grad(in_parts, (0, 1), has_aux=True))(x_BTD, w)
-    wanted = jax.value_and_grad(plain, (0, 1), has_aux=True)(x_BTD, w)
+    got = jax.jit(jax.value_and_grad(in_parts, (0, 1, 2), has_aux=True))(x_BTD, w, b_V)
+    wanted = jax.value_and_grad(plain, (0, 1, 2), has_aux=True)(x_BTD, w, b_V)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-11, atol=1e-13), got, wanted)
 
 
@@ -131,7 +132,9 @@ def test_all_logits_are_never_held():
     batch = Batch(Tokens.from_ids(np.ones((B, T))), np.zeros((B, T), np.int32), np.ones((B, T), np.float32))
 
     def memory(mib):
-        loss = lambda x, w: head_sums(x, "BTD,VD->BTV", w, batch, None, LossConfig(logits_mib=mib))["loss"]  # noqa: E731
+        def loss(x, w):
+            return head_sums(x, Head("BTD,VD->BTV", w, None), batch, None, LossConfig(logits_mib=mib))["loss"]
+
         return jax.jit(jax.grad(loss, (0, 1))).lower(x_BTD, w).compile().memory_analysis().temp_size_in_bytes
 
     assert memory(1) < B * T * V * 4 / 2 < memory(0)

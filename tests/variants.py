@@ -29,6 +29,8 @@ CHOICES: dict[str, dict[str, Any]] = {
         scale_embeddings=False,
         num_layers=2,
         num_encoder_layers=2,
+        position_offset=2,
+        output_bias=True,
     ),
     "none-prefix": dict(
         position="none",
@@ -58,6 +60,7 @@ CHOICES: dict[str, dict[str, Any]] = {
         gated=True,
         tie_embeddings=False,
         attention_softcap=4.0,
+        norm="rmsnorm1p",
     ),
     "rope-gqa": dict(
         position="rope",
@@ -69,12 +72,16 @@ CHOICES: dict[str, dict[str, Any]] = {
         tie_embeddings=False,
         dropout_rate=0.2,
         attention="xla",
+        qkv_bias=True,
     ),
     "rope-linear-cross": dict(
         position="rope",
         cross_position="same",
-        rope=RopeConfig(fraction=0.5, scaling="linear", factor=2.0),
+        rope=RopeConfig(fraction=0.5, scaling="linear", factor=2.0, local_base=100.0),
         activation="tanh",
+        parallel_residual=True,
+        windows=(3, 0),
+        num_layers=2,
         param_dtype="bfloat16",
     ),
     "rope-ntk-mqa": dict(
@@ -126,7 +133,7 @@ CHOICES: dict[str, dict[str, Any]] = {
         num_encoder_layers=2,
         dropout_rate=0.2,
     ),
-    "bfloat16": dict(position="sinusoidal", dtype="bfloat16", windows=(3,)),
+    "bfloat16": dict(position="sinusoidal_t2t", position_offset=2, dtype="bfloat16", windows=(3,)),
 }
 NAMES = {
     ModelConfig(mode=mode, **TINY | choice): f"{label}-{mode}"

@@ -2,6 +2,7 @@
 
 from transformer_jax.config import ModelConfig, RunConfig
 from transformer_jax.decoding import Generated, generate
+from transformer_jax.huggingface.run import load_huggingface, save_huggingface
 from transformer_jax.model.cache import Cache
 from transformer_jax.model.transformer import Memory, Transformer
 from transformer_jax.objective import make_loss
@@ -22,9 +23,11 @@ __all__ = [
     "TrainState",
     "Transformer",
     "generate",
+    "load_huggingface",
     "load_run",
     "make_loss",
     "make_optimizer",
+    "save_huggingface",
     "train_step",
 ]
 __version__ = "0.1.0"

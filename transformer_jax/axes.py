@@ -48,7 +48,7 @@ def sizes(config: ModelConfig) -> dict[str, int]:
         "K": config.head_dim,
         "F": config.d_ff,
         "V": config.vocab_size,
-        "L": config.max_length,
+        "L": config.max_length + config.position_offset,
         "R": config.relative_buckets,
         "E": config.num_experts,
     }

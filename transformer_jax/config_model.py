@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 from transformer_jax.config_checks import at_least, at_most, check_types, share
 
 Mode = Literal["encoder-decoder", "decoder-only"]
-PositionName = Literal["sinusoidal", "learned", "rope", "alibi", "t5", "none"]
-NormName = Literal["layernorm", "rmsnorm"]
+PositionName = Literal["sinusoidal", "sinusoidal_t2t", "learned", "rope", "alibi", "t5", "none"]
+NormName = Literal["layernorm", "rmsnorm", "rmsnorm1p"]
 PlacementName = Literal["pre", "post", "sandwich"]
 ActivationName = Literal["relu", "gelu", "gelu_tanh", "silu", "relu_squared", "tanh"]
 RopeScalingName = Literal["none", "linear", "ntk", "llama3", "yarn"]
@@ -37,6 +37,8 @@ class RopeConfig:
 
     base: float = 10_000.0
     """Wavelength of the slowest pair of features, divided by 2 pi."""
+    local_base: float | None = None
+    """Of layers with a window, which are then not stretched either (Gemma 3). None: they are as the others."""
     fraction: float = 1.0
     """Share of each head's width that turns; the rest carries no position (GPT-NeoX: 0.25)."""
     scaling: RopeScalingName = "none"
@@ -54,8 +56,9 @@ class RopeConfig:
     def __post_init__(self) -> None:
         check_types(self)
         at_least(self, 1, "factor", "original_length")
-        if self.base <= 1:
-            raise ValueError(f"rope.base={self.base} must be above 1.")
+        for name in ("base", "local_base"):
+            if getattr(self, name) is not None and getattr(self, name) <= 1:
+                raise ValueError(f"rope.{name}={getattr(self, name)} must be above 1.")
         if not 0 < self.fraction <= 1:
             raise ValueError(f"rope.fraction={self.fraction} must lie in (0, 1].")
         if not 0 < self.low < self.high:
@@ -92,8 +95,12 @@ class ModelConfig:
     max_length: int = 512
     """Longest sequence in tokens, on either side."""
     position: PositionName = "sinusoidal"
-    """How order enters: sinusoidal (Vaswani et al. 2017, 3.5), learned, rope (Su et al. 2021), alibi (Press et al.
-    2022), t5 relative bias (Raffel et al. 2020, 2.1), none."""
+    """How order enters: sinusoidal (Vaswani et al. 2017, 3.5), sinusoidal_t2t (the same up to a wavelength of exactly
+    20,000 pi, as in the authors' code), learned, rope (Su et al. 2021), alibi (Press et al. 2022), t5 relative bias
+    (Raffel et al. 2020, 2.1), none."""
+    position_offset: int = 0
+    """What the first place is counted as by sinusoidal and learned positions; a learned table has so many rows more
+    (fairseq counts from 2)."""
     cross_position: Literal["none", "same"] = "none"
     """Order in cross-attention. none: it carries none, as in T5 (a target and a source place have no distance).
     same: the rope, alibi or t5 of self-attention, both sides counted from 0. Windows never apply there."""
@@ -103,10 +110,14 @@ class ModelConfig:
     relative_max_distance: int = 128
     """Distance from which on all share the last bucket of the T5 relative bias."""
     norm: NormName = "layernorm"
-    """layernorm (Ba et al. 2016) or rmsnorm (Zhang and Sennrich 2019)."""
+    """layernorm (Ba et al. 2016), rmsnorm (Zhang and Sennrich 2019), or rmsnorm1p, whose scale is 1 plus what it learns
+    (Gemma)."""
     norm_placement: PlacementName = "pre"
     """pre: before each sublayer (Xiong et al. 2020). post: after the sum (Vaswani et al. 2017). sandwich: before and
     after the sublayer, within the residual (Ding et al. 2021)."""
+    parallel_residual: bool = False
+    """All sublayers of a block read what enters the block, and their outputs are added to it together (Black et al.
+    2022, section 2.1)."""
     norm_eps: float = 1e-6
     """Added to the variance."""
     embedding_norm: bool = False
@@ -117,6 +128,10 @@ class ModelConfig:
     """Feed-forward with a gate: activation(gate(x)) * up(x) (Shazeer 2020); silu gives SwiGLU."""
     use_bias: bool = True
     """Biases in linear layers and layer norms."""
+    qkv_bias: DerivedSwitch = DERIVED
+    """Biases of queries, keys and values. None: as use_bias."""
+    output_bias: bool = False
+    """A bias for each entry of the vocabulary, added to the logits (Marian)."""
     num_experts: int = 0
     """Feed-forward layers that each token chooses among (mixture of experts, Shazeer et al. 2017); 0 is one for all."""
     experts_per_token: Derived = DERIVED
@@ -182,7 +197,7 @@ class ModelConfig:
         at_least(self, 1, "head_dim", "d_ff", "max_length", "relative_max_distance")
         at_least(self, 1, "experts_per_token")
         at_most(self, 10_000, "num_layers", "num_encoder_layers")  # each is traced
-        at_least(self, 0, "norm_eps", "num_experts", "num_shared_experts", "expert_capacity")
+        at_least(self, 0, "position_offset", "norm_eps", "num_experts", "num_shared_experts", "expert_capacity")
         share(self, "dropout_rate", "attention_dropout_rate")
         if self.head_dim is None and self.d_model % self.num_heads:
             raise ValueError(
@@ -195,6 +210,7 @@ class ModelConfig:
             num_kv_heads=self.num_heads,
             head_dim=self.d_model // self.num_heads,
             d_ff=4 * self.d_model,
+            qkv_bias=self.use_bias,
             scan_layers=self._is_deep(),
         )
         for name, value in rest.items():
@@ -235,10 +251,14 @@ class ModelConfig:
                     f"{name}={getattr(self, name)} must be a multiple of the {len(self.windows)} windows "
                     f"{self.windows} for scan_layers, which loops over them."
                 )
-        if self.position == "sinusoidal" and self.d_model % 2:
+        if self.position.startswith("sinusoidal") and self.d_model % 2:
             raise ValueError(
-                f"d_model={self.d_model} must be even for position='sinusoidal' (pairs of sine and cosine)."
+                f"d_model={self.d_model} must be even for position={self.position!r} (pairs of sine and cosine)."
             )
+        if self.position_offset and self.position not in ("sinusoidal", "sinusoidal_t2t", "learned"):
+            raise ValueError(f"position_offset={self.position_offset} is not for position={self.position!r}.")
+        if self.parallel_residual and self.norm_placement == "post":
+            raise ValueError("parallel_residual=True needs norm_placement pre or sandwich: its sums have no norm.")
         turning = self.head_dim * self.rope.fraction
         if self.position == "rope" and (abs(turning - round(turning)) > 1e-6 or round(turning) % 2):
             raise ValueError(
@@ -262,6 +282,12 @@ class ModelConfig:
         for name in ("attention_softcap", "logits_softcap", "query_scale"):
             if getattr(self, name) is not None and getattr(self, name) <= 0:
                 raise ValueError(f"{name}={getattr(self, name)} must be above 0.")
+
+    def of_window(self, window: int) -> Self:
+        """The settings of a layer with this window: those of all layers, but for rope.local_base."""
+        if not window or self.rope.local_base is None:
+            return self
+        return self.replace(rope=dataclasses.replace(self.rope, base=self.rope.local_base, scaling="none"))
 
     def blocks_in_a_round(self, num_layers: int) -> int:
         """Blocks that are compiled one by one; where layers are scanned over, a loop repeats them."""

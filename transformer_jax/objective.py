@@ -11,7 +11,7 @@ from transformer_jax.axes import axes_of, gathered, mesh_in_use, path_names, spe
 from transformer_jax.config import LossConfig
 from transformer_jax.model.backends import soft_cap
 from transformer_jax.model.gradients import matmul, sum_of_parts
-from transformer_jax.model.transformer import Transformer
+from transformer_jax.model.transformer import Head, Transformer
 from transformer_jax.tokens import Batch
 
 Array = jax.Array
@@ -80,41 +80,48 @@ def parts_of(tokens: int, vocab_size: int, mib: int) -> int:
     return min(max(1, -(-tokens * vocab_size * 4 // (mib * 2**20))), tokens) if mib else 1
 
 
-def head_sums(x_BTD: Array, einsum: str, w: Array, batch: Batch, cap: float | None, config: LossConfig) -> Sums:
+def head_sums(x_BTD: Array, head: Head, batch: Batch, cap: float | None, config: LossConfig) -> Sums:
     """`token_sums` of features and the output layer, a part of the tokens at a time.
 
     On a mesh each device takes its own tokens and its part of the vocabulary.
     """
-    w_axes, mesh = einsum.partition(",")[2].partition("->")[0], mesh_in_use()
+    w_axes, mesh = head.einsum.partition(",")[2].partition("->")[0], mesh_in_use()
     x_split = split(dict(zip("BTD", x_BTD.shape, strict=True)), mesh)
-    lengths = dict(zip(w_axes, w.shape, strict=True))
+    lengths = dict(zip(w_axes, head.w.shape, strict=True))
     have, want = split(lengths, mesh), split(lengths, mesh, x_split)
     over, summed = want.get("V", ()), want.get("D", ())
 
-    def part(x_ND: Array, w: Array, rest: tuple[Array, Array]) -> tuple[Array, Sums]:
+    def part(x_ND: Array, head: Head, rest: tuple[Array, Array]) -> tuple[Array, Sums]:
         kind = jnp.promote_types(x_ND.dtype, jnp.float32)
-        logits_NV = _added(matmul(f"ND,{w_axes}->NV", x_ND, w, kind), summed)
+        logits_NV = _added(matmul(f"ND,{w_axes}->NV", x_ND, head.w, kind), summed)
+        if head.b_V is not None:
+            logits_NV += head.b_V.astype(kind)
         sums = token_sums(soft_cap(logits_NV, cap), *rest, config, over)
         return sums.pop("loss"), sums
 
-    def local(x_BTD: Array, w: Array, labels_BT: Array, weights_BT: Array) -> Sums:
+    def local(x_BTD: Array, head: Head, labels_BT: Array, weights_BT: Array) -> Sums:
         if mesh:
             x_over = axes_of(x_split, "BTD")
-            w = gathered(varying(w, x_over, axes_of(have, w_axes)), w_axes, have, want)
+            head = jax.tree.map(
+                lambda a, axes: gathered(varying(a, x_over, axes_of(have, axes)), axes, have, want), head, letters
+            )
             x_BTD = varying(x_BTD, axes_of(want, w_axes), x_over)
         x_ND, tokens = x_BTD.reshape(-1, x_BTD.shape[-1]), labels_BT.size
-        parts = parts_of(tokens, w.shape[w_axes.index("V")], config.logits_mib)
+        parts = parts_of(tokens, head.w.shape[w_axes.index("V")], config.logits_mib)
         arrays = (x_ND, labels_BT.reshape(-1), weights_BT.reshape(-1))
         if tokens % parts:  # tokens without weight fill the last part
             arrays = tuple(jnp.pad(a, [(0, -tokens % parts), *[(0, 0)] * (a.ndim - 1)]) for a in arrays)
-        loss, others = cast(tuple[Array, Sums], sum_of_parts(part, parts, arrays[0], w, arrays[1:]))
+        loss, others = cast(tuple[Array, Sums], sum_of_parts(part, parts, arrays[0], head, arrays[1:]))
         sums = {"loss": loss} | others
         return jax.lax.psum(sums, axes_of(x_split, "BT")) if mesh else sums
 
-    inputs = (x_BTD, w.astype(x_BTD.dtype), jnp.asarray(batch.labels), jnp.asarray(batch.weights))
+    head = head.replace(w=head.w.astype(x_BTD.dtype))
+    letters = head.replace(w=w_axes, b_V=None if head.b_V is None else "V")
+    inputs = (x_BTD, head, jnp.asarray(batch.labels), jnp.asarray(batch.weights))
     if not mesh:
         return local(*inputs)
-    specs = (spec("BTD", x_split), spec(w_axes, have), spec("BT", x_split), spec("BT", x_split))
+    head_specs = jax.tree.map(lambda axes: spec(axes, have), letters)
+    specs = (spec("BTD", x_split), head_specs, spec("BT", x_split), spec("BT", x_split))
     return jax.shard_map(local, in_specs=specs, out_specs=spec("", {}))(*inputs)
 
 
@@ -136,11 +143,11 @@ def make_loss(model: Transformer, config: LossConfig) -> Loss:
     def loss(params: Any, batch: Batch, key: Array | None) -> tuple[Array, Sums]:
         rngs = None if key is None else {"dropout": key}
         variables, cap = {"params": params}, model.config.logits_softcap
-        (x_BTD, einsum, w), sown = cast(
+        (x_BTD, head), sown = cast(
             tuple[Any, Any],
             model.apply(variables, batch.target, batch.source, rngs=rngs, mutable=["sums"], method="before_logits"),
         )
-        sums = head_sums(x_BTD, einsum, w, batch, cap, config) | added_by_name(sown)
+        sums = head_sums(x_BTD, head, batch, cap, config) | added_by_name(sown)
         routers = config.balance_loss * sums.get("balance", 0) + config.router_z_loss * sums.get("router_z", 0)
         return sums["loss"] + routers, sums
 

@@ -1,5 +1,5 @@
-"""A safetensors file -> its arrays. Whoever made the file is not trusted: all of its header is checked, against the
-file's size and itself, before memory is taken for a single number.
+"""A safetensors file -> its arrays, and back. Whoever made a file is not trusted: all of its header is checked, against
+the file's size and itself, before memory is taken for a single number.
 
     8 bytes    n, little endian
     n bytes    JSON: {"name": {"dtype": "F32", "shape": [2, 3], "data_offsets": [0, 24]}, ..., "__metadata__": {...}}
@@ -14,6 +14,7 @@ import math
 import mmap
 import os
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any, NoReturn
 
 import ml_dtypes
@@ -189,3 +190,28 @@ class SafetensorsFile(Mapping[str, np.ndarray]):
     def close(self) -> None:
         """Lets go of the file. Arrays that are still in use keep it until they are gone."""
         del self._map
+
+
+NAMES = {np.dtype(kind): name for name, kind in DTYPES.items()}
+
+
+def write_safetensors(path: Path, tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str] | None = None) -> None:
+    """Writes arrays as a file, whole or not at all."""
+    header: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
+    end = 0
+    for name, tensor in tensors.items():
+        start, end = end, end + tensor.nbytes
+        kind = NAMES[tensor.dtype.newbyteorder("=")]
+        header[name] = {"dtype": kind, "shape": list(tensor.shape), "data_offsets": [start, end]}
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    part = path.with_name(path.name + ".tmp")
+    with part.open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for tensor in tensors.values():
+            file.write(
+                np.ascontiguousarray(tensor, tensor.dtype.newbyteorder("<")).data.cast("B") if tensor.size else b""
+            )
+        file.flush()
+        os.fsync(file.fileno())
+    part.replace(path)

@@ -4,7 +4,7 @@ import contextlib
 import os
 import re
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -62,15 +62,16 @@ class Tokenizer:
     """A `tokenizers.Tokenizer` with the special tokens by role: `pad_id`, `bos_id`, `eos_id`, `sep_id`, `unk_id`.
 
     `sentinel_ids` are those of <extra_id_0>, <extra_id_1>, ... where there are any. A special token that is missing
-    is added at the end. Text never turns into one: a text that contains `<eos>` is spelled out.
+    is added at the end; where `ids` says which those of a published model are, none is added, and what there is none
+    for is the end of a text. Text never turns into one: a text that contains `<eos>` is spelled out.
     """
 
-    def __init__(self, inner: tk.Tokenizer, sentinels: int = 0) -> None:
-        self.inner = inner
+    def __init__(self, inner: tk.Tokenizer, sentinels: int = 0, ids: Mapping[str, int] | None = None) -> None:
+        self.inner, self._ids = inner, dict(ids or {})
         inner.no_padding()
         inner.no_truncation()
         inner.encode_special_tokens = True
-        for names in ROLES.values():
+        for names in ROLES.values() if ids is None else ():
             if not any(inner.token_to_id(name) is not None for name in names):
                 inner.add_special_tokens([names[0]])
         inner.add_special_tokens([f"<extra_id_{number}>" for number in range(sentinels)])
@@ -80,7 +81,10 @@ class Tokenizer:
         self.pad_id, self.bos_id, self.eos_id, self.sep_id, self.unk_id = map(self._role, ROLES)
 
     def _role(self, role: str) -> int:
-        return next(token for name in ROLES[role] if (token := self.inner.token_to_id(name)) is not None)
+        if role in self._ids:
+            return self._ids[role]
+        found = (token for name in ROLES[role] if (token := self.inner.token_to_id(name)) is not None)
+        return next(found, self._ids.get("eos", 0))
 
     @property
     def size(self) -> int:
@@ -120,8 +124,10 @@ class Tokenizer:
         return self.inner.to_str(pretty=True)
 
 
-def tokenizer_of(text: str, sentinels: int = 0, name: str = "tokenizer.json") -> Tokenizer:
-    """The tokenizer that `to_json` wrote; `name` is for messages.
+def tokenizer_of(
+    text: str, sentinels: int = 0, name: str = "tokenizer.json", special: Mapping[str, int] | None = None
+) -> Tokenizer:
+    """The tokenizer that `to_json` wrote; `name` is for messages, and `special` as `ids` in Tokenizer.
 
     Raises:
         InputError: it is none, most of its ids have no token, or it cannot encode every text.
@@ -133,7 +139,7 @@ def tokenizer_of(text: str, sentinels: int = 0, name: str = "tokenizer.json") ->
             raise ValueError("two tokens have the same id")
         if max(ids, default=0) >= 2 * len(ids):
             raise ValueError(f"{len(ids):,} tokens have ids up to {max(ids):,}: most ids are of no token")
-        tokenizer = Tokenizer(inner, sentinels)
+        tokenizer = Tokenizer(inner, sentinels, special)
         tokenizer.decode(tokenizer.encode([UNSEEN])[0])
     return tokenizer
 

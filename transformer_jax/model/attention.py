@@ -104,13 +104,13 @@ class Attention(nn.Module):
     position: Position = Position()
 
     def setup(self) -> None:
-        config, bias = self.config, self.config.use_bias
+        config, bias = self.config, self.config.qkv_bias
         # with another scale than 1 / sqrt(K), as T5's, logits start as large all the same (Raffel et al.'s code)
         gain = config.head_dim**-0.5 / config.query_scale if config.query_scale else 1.0
         self.query = Einsum("BTD,DHK->BTHK", config, bias, gain)
         self.key = Einsum("BTD,DGK->BTGK", config, bias)
         self.value = Einsum("BTD,DGK->BTGK", config, bias)
-        self.out = Einsum("BTHK,HKD->BTD", config, bias)
+        self.out = Einsum("BTHK,HKD->BTD", config, config.use_bias)
         if config.qk_norm:
             self.query_norm, self.key_norm = Norm(config, "K"), Norm(config, "K")
 

@@ -92,16 +92,16 @@ def _masked_softmax_backward(p: Array, dp: Array) -> tuple[Array, None]:
 masked_softmax.defvjp(lambda logits, mask: (masked_softmax(logits, mask),) * 2, _masked_softmax_backward)
 
 
-Parted = Callable[[Array, Array, Any], tuple[Array, Any]]
+Parted = Callable[[Array, Any, Any], tuple[Array, Any]]
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def sum_of_parts(f: Parted, parts: int, x: Array, w: Array, rest: Any) -> tuple[Array, Any]:
+def sum_of_parts(f: Parted, parts: int, x: Array, w: Any, rest: Any) -> tuple[Array, Any]:
     """The sums (what is differentiated, others) that `f(x, w, rest)` gives, taken over one part after the other.
 
     Parts are of the first axis of `x` and of all of `rest`, a multiple of `parts`. The gradients are made with the
     value of a part, so nothing that a part needs on the way outlives it, and nothing is computed twice. They are those
-    of the first sum with respect to x and w; w's is added up in at least float32.
+    of the first sum with respect to x and w, a tree of arrays; w's are added up in at least float32.
     """
     return _over_parts(lambda x, rest: (f(x, w, rest), ()), parts, x, rest)[0]
 
@@ -121,18 +121,17 @@ def _add(sums: Any, found: tuple[Any, Any]) -> tuple[Any, Any]:
     return jax.tree.map(jnp.add, sums, found[0]), found[1]
 
 
-def _sum_of_parts_forward(f: Parted, parts: int, x: Array, w: Array, rest: Any) -> tuple[Any, Any]:
+def _sum_of_parts_forward(f: Parted, parts: int, x: Array, w: Any, rest: Any) -> tuple[Any, Any]:
     def with_gradients(x: Array, rest: Any) -> tuple[Any, Any]:
         sums, (dx, dw) = jax.value_and_grad(f, (0, 1), has_aux=True)(x, w, rest)
-        return (sums, dw.astype(jnp.promote_types(dw.dtype, jnp.float32))), dx
+        return (sums, jax.tree.map(lambda d: d.astype(jnp.promote_types(d.dtype, jnp.float32)), dw)), dx
 
     (sums, dw), dx = _over_parts(with_gradients, parts, x, rest)
-    return sums, (dx, dw.astype(w.dtype))
+    return sums, (dx, jax.tree.map(lambda d, w: d.astype(w.dtype), dw, w))
 
 
-def _sum_of_parts_backward(f: Parted, parts: int, saved: tuple[Array, Array], d: tuple[Array, Any]) -> Any:
-    dx, dw = saved
-    return dx * d[0].astype(dx.dtype), dw * d[0].astype(dw.dtype), None
+def _sum_of_parts_backward(f: Parted, parts: int, saved: tuple[Array, Any], d: tuple[Array, Any]) -> Any:
+    return *jax.tree.map(lambda each: each * d[0].astype(each.dtype), saved), None
 
 
 sum_of_parts.defvjp(_sum_of_parts_forward, _sum_of_parts_backward)

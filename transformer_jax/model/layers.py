@@ -199,10 +199,11 @@ def rms_norm(x: Array, eps: float) -> Array:
     return x * jax.lax.rsqrt(jnp.mean(jnp.square(x), -1, keepdims=True) + eps)
 
 
-# name: (function, whether it can have a bias)
-NORMS: dict[str, tuple[Callable[[Array, float], Array], bool]] = {
-    "layernorm": (layer_norm, True),
-    "rmsnorm": (rms_norm, False),
+# name: (function, whether it can have a bias, what is added to the learned scale)
+NORMS: dict[str, tuple[Callable[[Array, float], Array], bool, int]] = {
+    "layernorm": (layer_norm, True, 0),
+    "rmsnorm": (rms_norm, False, 0),
+    "rmsnorm1p": (rms_norm, False, 1),
 }
 
 
@@ -214,10 +215,10 @@ class Norm(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        function, biased = NORMS[self.config.norm]
+        function, biased, added = NORMS[self.config.norm]
         width, param_dtype = (x.shape[-1],), jnp.dtype(self.config.param_dtype)
         y = function(at_least_float32(x), self.config.norm_eps)
-        y *= self.param(f"scale_{self.axis}", nn.initializers.ones, width, param_dtype)
+        y *= self.param(f"scale_{self.axis}", nn.initializers.constant(1 - added), width, param_dtype) + added
         if biased and self.config.use_bias:
             y += self.param(f"bias_{self.axis}", nn.initializers.zeros, width, param_dtype)
         return y.astype(x.dtype)
@@ -289,17 +290,17 @@ class Dropout(nn.Module):
 
 
 class Residual(nn.Module):
-    """x + f(x), with norms where the placement has them and dropout on what is added."""
+    """total + f(x), with norms where the placement has them and dropout on what is added."""
 
     config: ModelConfig
 
     @nn.compact
-    def __call__(self, x_BTD: Array, f: Callable[[Array], Array]) -> Array:
+    def __call__(self, total_BTD: Array, x_BTD: Array, f: Callable[[Array], Array]) -> Array:
         places = PLACEMENTS[self.config.norm_placement]
 
         def norm(place: str, x: Array) -> Array:
             return Norm(self.config, name=place)(x) if place in places else x
 
         y_BTD = norm("inside", f(norm("before", x_BTD)))
-        x_BTD = x_BTD + Dropout(self.config.dropout_rate)(y_BTD)
-        return constrain(norm("after", x_BTD), "BTD")
+        total_BTD = total_BTD + Dropout(self.config.dropout_rate)(y_BTD)
+        return constrain(norm("after", total_BTD), "BTD")

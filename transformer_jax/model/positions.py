@@ -38,13 +38,13 @@ def distance(q: Tokens, kv: Tokens) -> Array:
     return q.positions[:, :, None] - kv.positions[:, None, :]
 
 
-def sinusoid(positions_BT: Array, width: int) -> Array:
+def sinusoid(positions_BT: Array, width: int, last: bool = False) -> Array:
     """Sines, then cosines, of wavelengths from 2 pi to 20,000 pi (Vaswani et al. 2017, 3.5), [B, T, width].
 
     The paper writes the two interleaved; halves are the same features in another order, which is that of the
-    authors' own code and of Marian's weights.
+    authors' own code and of Marian's weights. With `last` the longest one is among them, as in that code.
     """
-    frequencies = 10_000.0 ** (-jnp.arange(width // 2, dtype=jnp.float32) / (width // 2))
+    frequencies = 10_000.0 ** (-jnp.arange(width // 2, dtype=jnp.float32) / max(width // 2 - last, 1))
     angles = positions_BT[..., None].astype(jnp.float32) * frequencies
     return jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], -1)
 
@@ -149,12 +149,17 @@ def t5_bias(table_RH: Array | None, q: Tokens, kv: Tokens, causal: bool, config:
 
 def _learned(table_LD: Array | None, tokens: Tokens, config: ModelConfig) -> Array:
     assert table_LD is not None
-    return lookup(table_LD, "LD", tokens.positions)
+    return lookup(table_LD, "LD", tokens.positions + config.position_offset)
+
+
+def _sinusoidal(last: bool) -> Callable[[Array | None, Tokens, ModelConfig], Array]:
+    return lambda table, tokens, config: sinusoid(tokens.positions + config.position_offset, config.d_model, last)
 
 
 POSITIONS: dict[str, Position] = {
     "none": Position(),
-    "sinusoidal": Position(embed=lambda table, tokens, config: sinusoid(tokens.positions, config.d_model)),
+    "sinusoidal": Position(embed=_sinusoidal(last=False)),
+    "sinusoidal_t2t": Position(embed=_sinusoidal(last=True)),
     "learned": Position(table="LD", embed=_learned),
     "rope": Position(rotate=rotate),
     "alibi": Position(bias=alibi),

@@ -1,5 +1,6 @@
 """Block, Stack and Transformer. Encoder and decoder are the same stack; the mode decides which of them there are."""
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any, cast
 
@@ -88,11 +89,16 @@ class Block(nn.Module):
             assert memory is not None
             return self.cross_attention(self.cross_attention.queries(x_BTD, tokens), *memory)
 
-        x_BTD = self.self_attention_residual(x_BTD, attend_self)
-        if memory is not None:
-            x_BTD = self.cross_attention_residual(x_BTD, attend_across)
+        def read(total_BTD: Array) -> tuple[Array, Array]:
+            """What a sublayer adds to, and what it reads."""
+            return total_BTD, x_BTD if self.config.parallel_residual else total_BTD
+
         real_BT, apart = tokens.segments > 0, slots is not None and slots.held is not None
-        return self.feed_forward_residual(x_BTD, lambda x_BTD: self.feed_forward(x_BTD, real_BT, apart)), written
+        total_BTD = self.self_attention_residual(*read(x_BTD), attend_self)
+        if memory is not None:
+            total_BTD = self.cross_attention_residual(*read(total_BTD), attend_across)
+        feed_forward = functools.partial(self.feed_forward, real_BT=real_BT, apart=apart)
+        return self.feed_forward_residual(*read(total_BTD), feed_forward), written
 
 
 # What the backward pass keeps of a block; everything else it computes again.
@@ -113,7 +119,10 @@ class Round(nn.Module):
         config, kind = self.config, Block
         if config.remat != "none":
             kind = nn.remat(Block, policy=KEPT[config.remat], prevent_cse=not config.scan_layers)
-        self.blocks = [kind(config, self.cross, name=f"block_{number}") for number in range(self.count)]
+        self.blocks = [
+            kind(config.of_window(config.windows[number % len(config.windows)]), self.cross, name=f"block_{number}")
+            for number in range(self.count)
+        ]
 
     def remember(self, _: None, x_BSD: Array, tokens: Tokens) -> tuple[None, tuple[KeyValue, ...]]:
         """Keys and values of a memory for each block."""
@@ -227,6 +236,14 @@ class Stack(nn.Module):
         return self.final_norm(x_BTD) if config.norm_placement != "post" else x_BTD, cache
 
 
+class Head(struct.PyTreeNode):
+    """The output layer: its einsum, its weight, and its bias where it has one."""
+
+    einsum: str = struct.field(pytree_node=False)
+    w: Array
+    b_V: Array | None
+
+
 class Transformer(nn.Module):
     """The Transformer (Vaswani et al. 2017), whole or its decoder alone.
 
@@ -241,6 +258,7 @@ class Transformer(nn.Module):
         config = self.config
         if config.vocab_size is None:
             raise ValueError("vocab_size is not set; a model needs the number of rows of its embedding table.")
+        zeros, param_dtype = nn.initializers.zeros, jnp.dtype(config.param_dtype)
         two = config.mode == "encoder-decoder"  # the one switch
         self.embedding = Embedding(config)
         self.encoder = Stack(config, config.num_encoder_layers, causal=False, cross=False) if two else None
@@ -249,6 +267,8 @@ class Transformer(nn.Module):
             self.source_embedding = Embedding(config)
         if not config.tie_embeddings:
             self.output = Einsum("BTD,DV->BTV", config)
+        bias = config.output_bias
+        self.output_bias = self.param("output_bias_V", zeros, (config.vocab_size,), param_dtype) if bias else None
 
     def encode(self, source: Tokens | None) -> Memory | None:
         """The source as the decoder sees it; None of no source.
@@ -287,10 +307,13 @@ class Transformer(nn.Module):
         x_BTD, cache = self.features(target, memory, cache, room)
         x_BTD = x_BTD[:, -1:] if last else x_BTD
         kind = jnp.promote_types(dtype_of(self.config), jnp.float32)
+        head = self.head()
         if self.config.tie_embeddings:
             logits_BTV = self.embedding.attend(x_BTD)
         else:
-            logits_BTV = linear(x_BTD, self.head(), dtype=kind)[0]
+            logits_BTV = linear(x_BTD, (head.einsum, head.w), dtype=kind)[0]
+        if head.b_V is not None:
+            logits_BTV += head.b_V.astype(kind)
         return soft_cap(logits_BTV, self.config.logits_softcap), cache
 
     def features(
@@ -305,15 +328,15 @@ class Transformer(nn.Module):
         x_BTD, cache = self.decoder(self.embedding(target.ids), target, memory, cache, room)
         return x_BTD * jnp.asarray(config.d_model**-0.5, x_BTD.dtype) if config.scale_logits else x_BTD, cache
 
-    def head(self) -> tuple[str, Array]:
-        """The output layer: its einsum and its weight."""
+    def head(self) -> Head:
+        """The output layer."""
         if self.config.tie_embeddings:
-            return TIED, self.embedding.table_VD
-        return self.output.spec, self.output.w
+            return Head(TIED, self.embedding.table_VD, self.output_bias)
+        return Head(self.output.spec, self.output.w, self.output_bias)
 
-    def before_logits(self, target: Tokens, source: Tokens | None = None) -> tuple[Array, str, Array]:
-        """Features and head, for a loss that never holds the logits of all tokens."""
-        return self.features(target, self.encode(source))[0], *self.head()
+    def before_logits(self, target: Tokens, source: Tokens | None = None) -> tuple[Array, Head]:
+        """Features and output layer, for a loss that never holds the logits of all tokens."""
+        return self.features(target, self.encode(source))[0], self.head()
 
     def __call__(self, target: Tokens, source: Tokens | None = None) -> Array:
         return self.decode(target, self.encode(source))[0]

@@ -1,0 +1,320 @@
+"""A folder as `transformers` saves it -> our config and parameters, and back.
+
+Nothing is loaded that is not understood: an architecture, a key of the config, a tensor that is missing, left over or
+of another shape end with one message that names it. Files are safetensors; a pickle is refused.
+"""
+
+import json
+import math
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any, cast
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
+
+from transformer_jax.config import ModelConfig, RopeConfig
+from transformer_jax.config_checks import nearest, shown
+from transformer_jax.config_file import no_twins
+from transformer_jax.errors import InputError
+from transformer_jax.files import decode, read_whole
+from transformer_jax.huggingface.families import FAMILIES
+from transformer_jax.huggingface.family import IGNORED, Family, Json
+from transformer_jax.huggingface.rows import Piece, lengths, pieces
+from transformer_jax.model.transformer import Transformer
+from transformer_jax.run import example_inputs
+from transformer_jax.safetensors_file import SafetensorsFile, write_safetensors
+
+CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
+MOST_JSON = 64 * 2**20
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """An object. Raises InputError."""
+    name = str(path)
+    try:
+        found = json.loads(decode(name, read_whole(name, MOST_JSON)), object_pairs_hook=no_twins)
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{name}: not JSON ({error}).") from None
+    if not isinstance(found, dict):
+        raise InputError(f"{name}: expected an object; got {shown(found)}.")
+    return found
+
+
+# --- the config
+
+# of keys that any family may have, the one value that is known
+EVERYWHERE: Json = {"is_decoder": False, "add_cross_attention": False, "cross_attention_hidden_size": None}
+EVERYWHERE |= {"pruned_heads": {}}
+
+
+def read_config(found: Mapping[str, Any], name: str = CONFIG) -> tuple[Family, ModelConfig]:
+    """What their config.json says, in our words.
+
+    Raises:
+        InputError: the family is unknown, or a key is, or has a value that this package does not know.
+    """
+    rest, kind = dict(found), found.get("model_type")
+    if not isinstance(kind, str) or kind not in FAMILIES:
+        near = nearest(kind, FAMILIES) if isinstance(kind, str) else ""
+        raise InputError(f"{name}: model_type {shown(kind)} is none of {', '.join(FAMILIES)}.{near}")
+    family = FAMILIES[kind]
+    classes = rest.get("architectures")
+    if classes and family.architecture not in classes:
+        raise InputError(f"{name}: architectures {shown(classes)}: only {family.architecture} of {kind} is known.")
+    for key, value in (EVERYWHERE | family.only).items():
+        if rest.pop(key, value) != value:
+            raise InputError(f"{name}: {key}={shown(found[key])} is not known for {kind}, only {shown(value)}.")
+    fields = dict(family.fields)
+    for key in family.keys:
+        value = key.read(rest)
+        if value is not None:
+            fields[key.ours] = value
+    try:
+        fields |= family.read(rest, fields)
+        if isinstance(fields.get("rope"), dict):
+            fields["rope"] = RopeConfig(**fields["rope"])
+    except InputError:
+        raise
+    except (AttributeError, LookupError, OverflowError, TypeError, ValueError) as error:
+        raise InputError(f"{name}: cannot be read as {kind}: {type(error).__name__}: {error}.") from None
+    if unknown := [key for key in rest if key not in IGNORED]:
+        raise InputError(
+            f"{name}: unknown for {kind}, and may change what it computes: {', '.join(map(shown, unknown))}."
+        )
+    try:
+        return family, ModelConfig(**fields)
+    except (OverflowError, ValueError, ZeroDivisionError) as error:
+        raise InputError(f"{name}: {error}") from None
+
+
+def write_config(kind: str, config: ModelConfig) -> dict[str, Any]:
+    """Their config.json of a family for a model of ours.
+
+    Raises:
+        InputError: the family has no such models; the message names the fields that stand in the way.
+    """
+    family = FAMILIES[kind]
+    found = {key.theirs: key.write(config) for key in family.keys} | family.only | family.write(config)
+    found |= {"model_type": kind, "architectures": [family.architecture], "dtype": config.param_dtype}
+    try:
+        back = read_config(found)[1]
+    except InputError as error:
+        raise InputError(f"As {kind} this model cannot be saved: {error}") from None
+    other = [name for name in differing(back, config) if name not in FREE]
+    if other:
+        fields = ", ".join(f"{name}={getattr(config, name)!r} (it has {getattr(back, name)!r})" for name in other)
+        raise InputError(f"As {kind} this model cannot be saved: {fields}.")
+    return found
+
+
+# Fields that change how a model is computed or trained, and not what it is.
+FREE = (
+    "attention",
+    "dropout_rate",
+    "attention_dropout_rate",
+    "dtype",
+    "linear_dtype",
+    "param_dtype",
+    "remat",
+    "scan_layers",
+)
+FREE += (
+    "relative_buckets",
+    "relative_max_distance",
+    "num_encoder_layers",
+    "share_source_embedding",
+    "prefix_attention",
+)
+
+
+def differing(one: ModelConfig, other: ModelConfig) -> list[str]:
+    """Names of the fields in which two models differ."""
+    return [name for name in one.__dataclass_fields__ if getattr(one, name) != getattr(other, name)]
+
+
+# --- the tensors
+
+
+class Tensors(Mapping[str, np.ndarray]):
+    """The tensors of a folder by name, whatever files they are in; use it in a `with`."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self._files, self._stack = folder, {}, ExitStack()
+        try:
+            self._open()
+        except BaseException:
+            self._stack.close()
+            raise
+
+    def _open(self) -> None:
+        folder = self.folder
+        if (folder / INDEX).exists():
+            found = read_json(folder / INDEX).get("weight_map")
+            if not isinstance(found, dict) or not all(isinstance(value, str) for value in found.values()):
+                raise InputError(f"{folder / INDEX}: weight_map must be an object of file names.")
+            for shard in dict.fromkeys(found.values()):
+                if Path(shard).name != shard or not shard.endswith(".safetensors"):
+                    raise InputError(f"{folder / INDEX}: {shown(shard)} is not the name of a .safetensors file here.")
+                file = self._stack.enter_context(SafetensorsFile(folder / shard))
+                named = {name for name, where in found.items() if where == shard}
+                if named != set(file):
+                    odd = sorted(named ^ set(file))[0]
+                    where = "lacks" if odd in named else "also has"
+                    raise InputError(f"{folder / shard}: {where} tensor {shown(odd)}, unlike {INDEX} says.")
+                self._files |= dict.fromkeys(file, file)
+            return
+        if not (folder / WEIGHTS).exists():
+            pickles = sorted(path.name for path in folder.glob("*.bin"))
+            advice = f"{pickles[0]} is a pickle, which could run code when it is read. " if pickles else ""
+            advice += (
+                'Convert it where you trust it: python -c "from transformers import AutoModel as M; '
+                "M.from_pretrained('IN').save_pretrained('OUT')\""
+                if pickles
+                else ""
+            )
+            raise InputError(f"{folder}: has neither {WEIGHTS} nor {INDEX}. {advice}".rstrip())
+        file = self._stack.enter_context(SafetensorsFile(folder / WEIGHTS))
+        self._files = dict.fromkeys(file, file)
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        return self._files[name][name]
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        return self._files[name].entries[name].shape
+
+    def dtype(self, name: str) -> np.dtype:
+        return self._files[name].entries[name].dtype
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._files)
+
+    def __len__(self) -> int:
+        return len(self._files)
+
+    def __enter__(self) -> "Tensors":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._files = {}
+        self._stack.close()
+
+
+def shapes_of(config: ModelConfig) -> dict[str, jax.ShapeDtypeStruct]:
+    """Every parameter by its path."""
+    tree = jax.eval_shape(Transformer(config).init, jax.random.key(0), *example_inputs(config))["params"]
+    return {path: cast(Any, leaf) for path, leaf in flatten_dict(tree, sep="/").items()}
+
+
+def _named(family: Family, wanted: list[Piece], tensors: Tensors) -> dict[str, str]:
+    """Their names as the files have them, without the prefix where those leave it out."""
+    bare = family.prefix and not any(name.startswith(family.prefix) for name in tensors)
+    return {piece.name: piece.name.removeprefix(family.prefix) if bare else piece.name for piece in wanted}
+
+
+def _check(
+    family: Family, wanted: list[Piece], names: Mapping[str, str], tensors: Tensors, config: ModelConfig
+) -> None:
+    """Raises InputError where a tensor is missing, left over, or of another shape."""
+    folder, length = tensors.folder, lengths(config)
+    for piece in wanted:
+        name = names[piece.name]
+        if name not in tensors:
+            raise InputError(f"{folder}: tensor {shown(name)} is missing.{nearest(name, list(tensors))}")
+        if not jnp.issubdtype(tensors.dtype(name), jnp.floating):
+            raise InputError(f"{folder}: tensor {shown(name)} holds {tensors.dtype(name)}, not floating point.")
+        if tensors.shape(name) != piece.row.shape(length):
+            raise InputError(
+                f"{folder}: tensor {shown(name)} has the shape {list(tensors.shape(name))}, where config.json makes it "
+                f"{list(piece.row.shape(length))}."
+            )
+    tables = {} if family.tables is None else family.tables(config)
+    for name in tensors.keys() - set(names.values()):
+        if (table := tables.get(name)) is not None:
+            if tensors.shape(name) != table.shape or not np.allclose(tensors[name], table, rtol=0, atol=1e-3):
+                raise InputError(f"{folder}: tensor {shown(name)} is not the table of sines that the family has.")
+            continue
+        original = family.copies.get(name, "")
+        original = names.get(original, original)
+        if original in tensors and np.array_equal(tensors[name], tensors[original]):
+            continue
+        if original:
+            raise InputError(f"{folder}: tensor {shown(name)} should be a copy of {original}, and is another.")
+        if not any(re.fullmatch(pattern, name) for pattern in family.buffers):
+            raise InputError(f"{folder}: tensor {shown(name)} is left over: no part of this model is made of it.")
+
+
+def _tying(family: Family, config: ModelConfig, tensors: Tensors) -> dict[str, bool]:
+    """What the tensors say of an output layer that the config calls tied."""
+    name = "lm_head.weight"
+    if not (family.may_untie and config.tie_embeddings and name in tensors and family.copies[name] in tensors):
+        return {}
+    return {} if np.array_equal(tensors[name], tensors[family.copies[name]]) else {"tie_embeddings": False}
+
+
+def read_pretrained(folder: str | Path, **changes: Any) -> tuple[ModelConfig, dict[str, Any]]:
+    """The config and the parameters of a model that `transformers` has saved.
+
+    Args:
+        folder: with config.json and model.safetensors, or several files and their index.
+        changes: of fields that change how the model is computed, such as scan_layers or param_dtype.
+
+    Raises:
+        InputError: anything in it is not understood, missing, left over or damaged; the message names it.
+    """
+    folder = Path(folder)
+    family, config = read_config(read_json(folder / CONFIG), str(folder / CONFIG))
+    params: dict[str, np.ndarray] = {}
+    with Tensors(folder) as tensors:
+        config = config.replace(**changes | _tying(family, config, tensors))
+        shapes, length = shapes_of(config), lengths(config)
+        wanted = list(pieces(family.rows_of(config), config, shapes))
+        missing = set(shapes) - {path for piece in wanted for path, _ in piece.places}
+        if missing:
+            raise InputError(f"{folder}: a {family.architecture} has no {sorted(missing)[0]}.")
+        names = _named(family, wanted, tensors)
+        _check(family, wanted, names, tensors, config)
+        for piece in wanted:
+            for (path, index), part in zip(
+                piece.places, piece.row.split(tensors[names[piece.name]], length), strict=True
+            ):
+                if path not in params:
+                    params[path] = np.empty(shapes[path].shape, shapes[path].dtype)
+                params[path][index] = part
+    return config, unflatten_dict(params, sep="/")
+
+
+def write_pretrained(
+    folder: str | Path, kind: str, config: ModelConfig, params: Mapping[str, Any], **tokens: int | None
+) -> None:
+    """A model as a folder that `transformers` loads.
+
+    Args:
+        folder: is made; what it has of these names is replaced.
+        kind: the family, a `model_type`.
+        config: the model's.
+        params: its parameters.
+        tokens: ids of special tokens, such as eos_token_id, which go into config.json.
+
+    Raises:
+        InputError: the family has no such models; the message names the fields that stand in the way.
+    """
+    folder, family = Path(folder), FAMILIES[kind]
+    found = write_config(kind, config) | tokens
+    flat: dict[str, Any] = dict(flatten_dict(dict(params), sep="/"))
+    length = lengths(config)
+    tensors = {}
+    for piece in pieces(family.rows_of(config), config, flat):
+        arrays = [np.asarray(flat[path][index]) for path, index in piece.places]
+        tensors[piece.name] = piece.row.joined(arrays, length)
+    count = sum(math.prod(leaf.shape) for leaf in flat.values())
+    assert sum(tensor.size for tensor in tensors.values()) == count, "a parameter has no row"
+    if family.tables is not None and family.tables_saved:
+        tensors |= family.tables(config)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_safetensors(folder / WEIGHTS, tensors, {"format": "pt"})
+    (folder / CONFIG).write_text(json.dumps(found, indent=2, sort_keys=True) + "\n", "utf-8")
