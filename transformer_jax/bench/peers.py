@@ -1,6 +1,7 @@
 """Other libraries, where they are installed: the same architecture at the same sizes, with random weights."""
 
 import itertools
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -107,6 +108,8 @@ def _gpt2_model(config: ModelConfig, length: int) -> Any:
         embd_pdrop=0.0,
         attn_pdrop=0.0,
         attn_implementation="sdpa",
+        bos_token_id=None,
+        eos_token_id=None,
     )
     return transformers.GPT2LMHeadModel(settings)
 
@@ -161,7 +164,9 @@ def _torch_model(config: ModelConfig, length: int) -> Any:
             self.places = nn.ModuleDict({side: nn.Embedding(length, config.d_model) for side in sides})
             layers = (config.num_encoder_layers, config.num_layers, config.d_ff)
             options = dict(dropout=0.0, activation="gelu", batch_first=True, norm_first=True, bias=config.use_bias)
-            self.inner = nn.Transformer(config.d_model, config.num_heads, *layers, **options)
+            with warnings.catch_warnings():  # of its nested tensors, which training does not use
+                warnings.simplefilter("ignore", UserWarning)
+                self.inner = nn.Transformer(config.d_model, config.num_heads, *layers, **options)
             self.head = nn.Linear(config.d_model, config.vocab_size, bias=False)
 
         def embed(self, side: str, ids: Any) -> Any:
@@ -224,7 +229,7 @@ def training(kind: str, config: ModelConfig, batches: Sequence[Sequence[np.ndarr
     others = [p for p in model.parameters() if p.ndim < 2]
     groups = [{"params": decayed, "weight_decay": 0.1}, {"params": others, "weight_decay": 0.0}]
     optimizer = torch.optim.AdamW(groups, lr=1e-3, betas=(0.9, 0.95), fused=True)
-    tensors = itertools.cycle([[torch.from_numpy(ids).long().to(device) for ids in batch] for batch in batches])
+    tensors = itertools.cycle([[torch.tensor(ids, dtype=torch.long, device=device) for ids in batch] for batch in batches])
 
     def step() -> Any:
         *inputs, labels = next(tensors)
