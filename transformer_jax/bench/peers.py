@@ -229,10 +229,11 @@ def training(kind: str, config: ModelConfig, batches: Sequence[Sequence[np.ndarr
     others = [p for p in model.parameters() if p.ndim < 2]
     groups = [{"params": decayed, "weight_decay": 0.1}, {"params": others, "weight_decay": 0.0}]
     optimizer = torch.optim.AdamW(groups, lr=1e-3, betas=(0.9, 0.95), fused=True)
-    tensors = itertools.cycle([[torch.tensor(ids, dtype=torch.long, device=device) for ids in batch] for batch in batches])
+    tensors = [[torch.tensor(ids, dtype=torch.long, device=device) for ids in batch] for batch in batches]
+    turns = itertools.cycle(tensors)
 
     def step() -> Any:
-        *inputs, labels = next(tensors)
+        *inputs, labels = next(turns)
         batch = dict(zip(MODELS[kind].sides, inputs, strict=True))
         with torch.autocast(device, torch.bfloat16, enabled=gpu):
             value = compiled(batch, labels)
