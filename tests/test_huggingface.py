@@ -28,7 +28,10 @@ from transformer_jax.huggingface.folder import (
 from transformer_jax.safetensors_file import SafetensorsFile, write_safetensors
 
 
-@pytest.mark.parametrize("name", PUBLISHED)
+@pytest.mark.parametrize(
+    "name",
+    [name if number % 5 == 0 else pytest.param(name, marks=pytest.mark.long) for number, name in enumerate(PUBLISHED)],
+)
 def test_published_models_have_their_parameters(name):
     """Exactly, from shapes alone. The logits' bias is not trained there, and not counted."""
     count, found = PUBLISHED[name]

@@ -112,7 +112,7 @@ def test_only_linear_maps_decay(config):
     """Matrices of attention, feed-forward and an output layer of its own; no norm, bias, embedding or position."""
     for path, flag in flatten_dict(decays(variables(config)["params"])).items():
         inside = {"query", "key", "value", "out", "up", "gate", "down", "router", "output"}
-        assert flag == (path[-2] in inside and path[-1].startswith("w_")), path
+        assert flag == (bool(inside & set(path[-2:-1])) and path[-1].startswith("w_")), path
         assert not (flag and {"embedding", "source_embedding"} & set(path)), path
 
 

@@ -43,7 +43,7 @@ CHOICES: dict[str, dict[str, Any]] = {
         position="t5",
         relative_buckets=8,
         relative_max_distance=6,
-        norm="rmsnorm",
+        norm="rmsnorm1p",
         use_bias=False,
         query_scale=1.0,
         scale_embeddings=False,
@@ -60,7 +60,6 @@ CHOICES: dict[str, dict[str, Any]] = {
         gated=True,
         tie_embeddings=False,
         attention_softcap=4.0,
-        norm="rmsnorm1p",
     ),
     "rope-gqa": dict(
         position="rope",

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from transformer_jax import Tokens, Transformer
+from transformer_jax import Tokens, Transformer, generate
 from transformer_jax.huggingface.folder import read_pretrained, write_pretrained
 
 torch = pytest.importorskip("torch", reason="parity with transformers needs PyTorch")
@@ -81,6 +81,7 @@ CASES = {
         WIDE | EXPERTS | dict(num_experts=3, moe_intermediate_size=20, norm_topk_prob=True),
     ),
     "t5": ("T5", T5),
+    "t5-even": ("T5", T5 | dict(num_layers=3)),  # their cache has as many layers as their encoder
     "t5-v1.1": ("T5", T5 | dict(feed_forward_proj="gated-gelu", tie_word_embeddings=False)),
     "mt5": ("MT5", T5 | dict(feed_forward_proj="gated-gelu", tie_word_embeddings=False)),
     "bart": ("Bart", BART),
@@ -200,3 +201,52 @@ def test_layers_in_a_loop_hold_the_same(saved):
     one = Transformer(config).apply({"params": params}, tokens(ids, mask), source)
     other = Transformer(scanned).apply({"params": stacked}, tokens(ids, mask), source)
     np.testing.assert_allclose(np.asarray(one), np.asarray(other), rtol=0, atol=1e-4)
+
+
+# --- decoding
+
+NEW = 12
+every_decoded = pytest.mark.parametrize("saved", ["gpt2", "llama", "t5-even", "bart", "marian"], indirect=True)
+
+
+def decoded(model, target, source, **options):
+    """Their new tokens, int[B, NEW], padded."""
+    ids, mask = target
+    inputs = dict(input_ids=torch.tensor(ids), attention_mask=torch.tensor(mask))
+    if source is not None:
+        inputs = dict(input_ids=torch.tensor(source[0]), attention_mask=torch.tensor(source[1]))
+        inputs |= dict(decoder_start_token_id=int(ids[0, 0]))
+    none = dict(forced_bos_token_id=None, forced_eos_token_id=None, bad_words_ids=None, do_sample=False)
+    found = model.generate(**inputs, **none, **options, max_new_tokens=NEW, early_stopping="never")
+    found = found[:, ids.shape[1] :].numpy()
+    found = np.pad(found, [(0, 0), (0, NEW - found.shape[1])], constant_values=options["pad_token_id"])
+    ended = np.cumsum(found == options["eos_token_id"], -1) - (found == options["eos_token_id"]) > 0
+    return np.where(ended, options["pad_token_id"], found)  # by beam search they fill up with the end
+
+
+@every_decoded
+@pytest.mark.parametrize(
+    "options", [{}, *({"num_beams": 4, "length_penalty": each} for each in (0.6, 1.0, 1.4))], ids=str
+)
+def test_generate_says_the_same(saved, options):
+    """Greedily, and by a beam of 4 with three length penalties; the ends of texts come at different places."""
+    model, folder = saved
+    config, params = read_pretrained(folder)
+    ours = Transformer(config)
+    if model.config.is_encoder_decoder:
+        ids, mask = np.full((ROWS, 1), 5), np.ones((ROWS, 1), int)
+        source = padded(1, SOURCE, model.config.pad_token_id)
+        if "T5" not in type(model).__name__:  # their encoders count places from the first column
+            source[1][0], source[0][0] = 1, np.random.default_rng(8).integers(3, VOCAB - 1, SOURCE)
+    else:
+        (ids, mask), source = padded(0, 9, 0), None
+        mask[1], ids[1] = 1, np.random.default_rng(7).integers(3, VOCAB - 1, 9)  # they take padding on the left
+    pad = model.config.pad_token_id or 0
+    args = dict(source=tokens(*source) if source is not None else None, max_new_tokens=NEW, pad_id=pad)
+    free = np.asarray(generate(ours, params, tokens(ids, mask), **args).ids)
+    end = int(free[0, 3])  # a token that is said
+    beam = dict(beam_size=options["num_beams"], length_penalty=options["length_penalty"]) if options else {}
+    found = np.asarray(generate(ours, params, tokens(ids, mask), eos_id=end, **args, **beam).ids)
+    theirs = decoded(model, (ids, mask), source, eos_token_id=end, pad_token_id=pad, **options)
+    np.testing.assert_array_equal(found, theirs)
+    assert options or (found == end).any()
