@@ -223,7 +223,7 @@ SMALL_RUN = dataclasses.replace(
 )
 
 
-@pytest.mark.parametrize("mode", ["encoder-decoder", "decoder-only"])
+@pytest.mark.parametrize("mode", ["encoder-decoder", pytest.param("decoder-only", marks=pytest.mark.long)])
 def test_packed_and_padded_batches_hold_the_same_pairs(monkeypatch, tmp_path, mode):
     """The peer gets what our rows hold, pair by pair; rates count what is not padding."""
     run = dataclasses.replace(SMALL_RUN, model=SMALL_RUN.model.replace(mode=mode))
@@ -254,6 +254,7 @@ def test_packed_and_padded_batches_hold_the_same_pairs(monkeypatch, tmp_path, mo
     assert ways["it"]["share_of_places"] < ways["transformer_jax"]["share_of_places"] <= 1
 
 
+@pytest.mark.long
 def test_the_benchmark_of_memory_tells_parts_from_all(monkeypatch, tmp_path, capsys):
     large = ModelConfig(mode="decoder-only", **SMALL | dict(vocab_size=50_000, max_length=256))
     monkeypatch.setattr(memory, "CASES", {"large": Subject(large, 8, 256)})

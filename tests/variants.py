@@ -79,8 +79,7 @@ CHOICES: dict[str, dict[str, Any]] = {
         rope=RopeConfig(fraction=0.5, scaling="linear", factor=2.0, local_base=100.0),
         activation="tanh",
         parallel_residual=True,
-        windows=(3, 0),
-        num_layers=2,
+        windows=(3,),
         param_dtype="bfloat16",
     ),
     "rope-ntk-mqa": dict(
