@@ -96,6 +96,7 @@ def bart(kind: str, vocab: int, d: int, ff: int, layers: int, heads: int, length
             decoder_ffn_dim=ff,
             max_position_embeddings=length,
             activation_function="gelu",
+            scale_embedding=False,
         )
         | more
     )

@@ -3,7 +3,10 @@
 import dataclasses
 import json
 import re
+import subprocess
+import sys
 import time
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -15,6 +18,7 @@ from transformer_jax.bench.subject import Subject
 from transformer_jax.cli import run_command
 from transformer_jax.config import ModelConfig
 
+ROOT = Path(__file__).parent.parent
 SMALL = dict(vocab_size=50, d_model=16, num_layers=2, num_heads=2, max_length=32, position="learned")
 CASES = {
     "decoder": generate.Case(ModelConfig(mode="decoder-only", **SMALL), 2, 6, 8),
@@ -287,6 +291,18 @@ def test_what_a_benchmark_cannot_take_is_said(words, said, capsys):
         raise SystemExit(run_command(words))
     assert ended.value.code == 2
     assert said in capsys.readouterr().err
+
+
+def test_the_script_for_a_gpu_needs_few_libraries():
+    """It runs where only jax, flax and optax are, with what those bring."""
+    hidden = ("tyro", "tokenizers", "einops", "matplotlib", "tensorboardX", "sacrebleu", "grain")
+    lines = [
+        "import sys",
+        f"sys.modules |= dict.fromkeys({hidden})",  # None there is a module that cannot be imported
+        f"sys.path.insert(0, {str(ROOT / 'scripts')!r})",
+        "import bench_gpu",
+    ]
+    subprocess.run([sys.executable, "-c", "\n".join(lines)], check=True, timeout=120)
 
 
 def test_every_benchmark_has_its_module():

@@ -47,6 +47,48 @@ def test_a_config_comes_back(name):
     assert read_config(write_config(found["model_type"], config))[1] == config
 
 
+def published(name, **changes):
+    """Its config.json with changes; `...` takes a key out."""
+    return {key: value for key, value in (PUBLISHED[name][1] | changes).items() if value is not ...}
+
+
+def test_keys_of_older_files_are_known():
+    """As those of opus-mt have them; another value of one that changes what is computed is refused."""
+    older = dict(normalize_before=False, add_final_layer_norm=False, normalize_embedding=True, add_bias_logits=False)
+    older |= dict(static_position_embeddings=False, extra_pos_embeddings=2, num_hidden_layers=6)
+    assert read_config(published("bart-base", **older)) == read_config(published("bart-base"))
+    for key, value in older.items():
+        if isinstance(value, bool):
+            with pytest.raises(InputError, match=f"{key}={not value} is not known for bart"):
+                read_config(published("bart-base", **older | {key: not value}))
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "says"),
+    [
+        ("mistral-7b", dict(num_key_value_heads=...), "has no 'num_key_value_heads'"),
+        ("qwen3-8b", dict(head_dim=...), "has no 'head_dim'"),
+        ("m2m100-418m", dict(scale_embedding=...), "has no 'scale_embedding'"),
+        ("llama-3-8b", dict(partial_rotary_factor=0.5), "partial_rotary_factor=0.5 is not known"),
+        ("llama-3-8b", dict(rope_scaling=dict(type="linear")), "rope of type linear has no 'factor'"),
+        ("qwen2-7b", dict(layer_types=["full_attention"]), "layer_types has 1 layers, and num_hidden_layers is 28"),
+        ("opt-125m", dict(layer_norm_elementwise_affine=False), "layer_norm_elementwise_affine=False is not known"),
+    ],
+)
+def test_what_is_not_said_is_not_guessed(name, changes, says):
+    with pytest.raises(InputError, match=re.escape(says)):
+        read_config(published(name, **changes))
+
+
+def test_what_a_family_takes_where_nothing_is_said():
+    gemma = read_config(published("gemma-2-2b", attn_logit_softcapping=..., final_logit_softcapping=None))[1]
+    assert (gemma.attention_softcap, gemma.logits_softcap) == (50.0, None)
+    assert read_config(published("pythia-70m", rotary_pct=...))[1].rope.fraction == 0.25
+    assert read_config(published("mistral-7b", sliding_window=...))[1].windows == (4096,)
+    assert read_config(published("qwen2-7b", sliding_window=9, max_window_layers=2))[1].windows == (0,)
+    assert read_config(published("t5-small", num_decoder_layers=...))[1].num_layers == 6
+
+
 # --- folders
 
 LLAMA = ModelConfig(
@@ -120,6 +162,11 @@ def test_what_fits_no_family_is_said():
         write_config("llama", LLAMA.replace(norm="layernorm"))
     with pytest.raises(InputError, match=r"As gpt2.*position='rope'"):
         write_config("gpt2", LLAMA)
+    with pytest.raises(InputError, match=r"As llama.*prefix_attention='bidirectional'"):
+        write_config("llama", LLAMA.replace(prefix_attention="bidirectional"))
+    t5 = read_config(PUBLISHED["t5-small"][1])[1]
+    with pytest.raises(InputError, match=r"As t5.*share_source_embedding=False"):
+        write_config("t5", t5.replace(share_source_embedding=False))
 
 
 def change_config(**changes):

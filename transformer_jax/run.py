@@ -35,14 +35,14 @@ class Run:
         config: all settings of the run.
         model: the Transformer.
         params: its parameters, those that evaluation uses.
-        tokenizer: text <-> ids.
+        tokenizer: text <-> ids; None where an imported model has none.
         step: the number of updates that made the parameters.
     """
 
     config: RunConfig
     model: Transformer
     params: Any
-    tokenizer: Tokenizer
+    tokenizer: Tokenizer | Any
     step: int
 
 

@@ -75,6 +75,7 @@ CASES = {
     "gemma2": ("Gemma2", WIDE | dict(sliding_window=7, query_pre_attn_scalar=12, num_hidden_layers=4)),
     "gemma3_text": ("Gemma3Text", WIDE | dict(sliding_window=7, query_pre_attn_scalar=12, num_hidden_layers=7)),
     "phi3": ("Phi3", GROUPED | dict(sliding_window=7)),
+    "phi3-partial": ("Phi3", GROUPED | theta(rope_type="default", partial_rotary_factor=0.5)),
     "mixtral": ("Mixtral", GROUPED | EXPERTS | dict(num_local_experts=3)),
     "qwen3_moe": (
         "Qwen3Moe",
@@ -90,7 +91,6 @@ CASES = {
     "pegasus": ("Pegasus", BART | dict(scale_embedding=True, activation_function="relu")),
     "m2m_100": ("M2M100", BART | dict(scale_embedding=True, activation_function="relu")),
 }
-CLASSES = {"MarianMTModel", "GPT2LMHeadModel"}
 
 
 def architecture(name):

@@ -144,7 +144,7 @@ def bench(name: str, arguments: list[str]) -> int:
     if args.json is not None:
         write_output(args.json, "--json", json.dumps(result, indent=2) + "\n")
     if args.markdown is not None:
-        command = " ".join(["transformer-jax bench", name, *_words(args)])
+        command = " ".join(["transformer-jax bench", name, *_words(args, result["repeats"])])
         text = as_markdown(name, command, what.COLUMNS, rows, remarks)
         write_output(args.markdown, "--markdown", placed(args.markdown, name, text))
     if args.plot is not None and draw is not None:
@@ -152,9 +152,10 @@ def bench(name: str, arguments: list[str]) -> int:
     return 0
 
 
-def _words(args: BenchFlags) -> list[str]:
+def _words(args: BenchFlags, repeats: int) -> list[str]:
     """The flags that matter to a result; a file by its name alone."""
-    words = [*(["--case", *map(shlex.quote, args.case)] if args.case else []), "--repeats", str(args.repeats)]
+    words = ["--case", *map(shlex.quote, args.case)] if args.case else []
+    words += ["--repeats", str(repeats)] if repeats else []
     words += ["--data", *(path.name for path in args.data)] if args.data else []
     return words + (["--devices", str(args.devices)] if args.devices else [])
 

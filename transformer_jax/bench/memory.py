@@ -5,7 +5,7 @@ No step is run: the figures are XLA's own plan of the compiled program, which is
 
 import functools
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -43,22 +43,17 @@ def plain_loss(subject: Subject) -> Loss:
     return loss
 
 
-class Way(NamedTuple):
-    """How the loss is made, None for `plain_loss`."""
-
-    loss: LossConfig | None
-
-
 PARTS, WHOLE, PLAIN = "logits in parts", "all logits at once", "all logits, by autodiff"
-WAYS = {PLAIN: Way(None), WHOLE: Way(LossConfig(logits_mib=0)), PARTS: Way(LossConfig())}
+# how the loss is made, None for `plain_loss`
+WAYS = {PLAIN: None, WHOLE: LossConfig(logits_mib=0), PARTS: LossConfig()}
 
 
 def measure(subject: Subject, say: Callable[[str], None]) -> dict[str, Any]:
     """All ways of a case."""
     state, batch, ways = jax.eval_shape(subject.first), subject.draw(), {}
-    for name, way in WAYS.items():
+    for name, config in WAYS.items():
         say(name)
-        loss = plain_loss(subject) if way.loss is None else subject.parts(way.loss)[0]
+        loss = plain_loss(subject) if config is None else subject.parts(config)[0]
         step = functools.partial(train_step, loss=loss, optimizer=make_optimizer(ADAMW, 1000))
         lowered = jax.jit(step, donate_argnums=0).lower(state, batch)
         memory: Any = lowered.compile(compiler_options(state, batch)).memory_analysis()

@@ -93,7 +93,8 @@ def measure(case: Case, files: tuple[str, ...], repeats: int, say: Callable[[str
     partitioner = Partitioner.create(run.parallel)
     state = partitioner.init(lambda key: first_state(run, key), jax.random.key(run.seed))
     program = partitioner.step(step_of(run), state)
-    packed = [data.batches().draw(step).batch for step in range(STEPS)]
+    batches = data.batches()
+    packed = [batches.draw(step).batch for step in range(STEPS)]
     order = generator(0).permutation(len(rows.members.ids))
     apart = [padded(rows, part) for part in np.array_split(order[: STEPS * PAIRS], STEPS)]
 

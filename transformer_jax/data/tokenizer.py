@@ -6,14 +6,16 @@ import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-import tokenizers as tk
-from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from transformer_jax.config_checks import nearest
 from transformer_jax.errors import InputError
 from transformer_jax.files import decode, read_whole
+
+if TYPE_CHECKING:  # who only trains on arrays does without the library
+    import tokenizers as tk
 
 # The roles that the data and decoding need, and the names that published tokenizers give them.
 ROLES = {
@@ -66,7 +68,7 @@ class Tokenizer:
     for is the end of a text. Text never turns into one: a text that contains `<eos>` is spelled out.
     """
 
-    def __init__(self, inner: tk.Tokenizer, sentinels: int = 0, ids: Mapping[str, int] | None = None) -> None:
+    def __init__(self, inner: "tk.Tokenizer", sentinels: int = 0, ids: Mapping[str, int] | None = None) -> None:
         self.inner, self._ids = inner, dict(ids or {})
         inner.no_padding()
         inner.no_truncation()
@@ -132,6 +134,8 @@ def tokenizer_of(
     Raises:
         InputError: it is none, most of its ids have no token, or it cannot encode every text.
     """
+    import tokenizers as tk
+
     with _library(f"{name}: not a tokenizer.json that can be used"), _hushed():
         inner = tk.Tokenizer.from_str(text)
         ids = list(inner.get_vocab(with_added_tokens=True).values())
@@ -155,34 +159,40 @@ def load_tokenizer(path: str | os.PathLike[str], sentinels: int = 0) -> Tokenize
 
 
 def _byte_alphabet() -> list[str]:
-    return sorted(pre_tokenizers.ByteLevel.alphabet())
+    import tokenizers as tk
+
+    return sorted(tk.pre_tokenizers.ByteLevel.alphabet())
 
 
-def _bpe(texts: Iterable[str], size: int) -> tk.Tokenizer:
+def _bpe(texts: Iterable[str], size: int) -> "tk.Tokenizer":
     """Byte-level byte-pair encoding (Sennrich et al. 2016; bytes as in GPT-2): every text has an encoding."""
-    inner = tk.Tokenizer(models.BPE())
-    inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    inner.decoder = decoders.ByteLevel()
+    import tokenizers as tk
+
+    inner = tk.Tokenizer(tk.models.BPE())
+    inner.pre_tokenizer = tk.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    inner.decoder = tk.decoders.ByteLevel()
     least = len(SPECIAL) + 256
     if size < least:
         raise InputError(f"data.tokenizer_size={size} is too small for bpe: {least} are the bytes and special tokens.")
-    trainer = trainers.BpeTrainer(
+    trainer = tk.trainers.BpeTrainer(
         vocab_size=size, special_tokens=SPECIAL, initial_alphabet=_byte_alphabet(), show_progress=False
     )
     inner.train_from_iterator(texts, trainer)
     return inner
 
 
-def _unigram(texts: Iterable[str], size: int) -> tk.Tokenizer:
+def _unigram(texts: Iterable[str], size: int) -> "tk.Tokenizer":
     """Unigram language model (Kudo 2018)."""
-    inner = tk.Tokenizer(models.Unigram())
+    import tokenizers as tk
+
+    inner = tk.Tokenizer(tk.models.Unigram())
     # a text that spells a special token is cut behind its "<", else the name could become a piece of the model
     names = "|".join(name.strip("<>") for name in (*SPECIAL, r"extra_id_\d+"))
-    spelled = pre_tokenizers.Split(tk.Regex(f"<(?=({names})>)"), "isolated")
-    inner.pre_tokenizer = pre_tokenizers.Sequence([spelled, pre_tokenizers.Metaspace(prepend_scheme="first")])
-    inner.decoder = decoders.Metaspace(prepend_scheme="first")
+    spelled = tk.pre_tokenizers.Split(tk.Regex(f"<(?=({names})>)"), "isolated")
+    inner.pre_tokenizer = tk.pre_tokenizers.Sequence([spelled, tk.pre_tokenizers.Metaspace(prepend_scheme="first")])
+    inner.decoder = tk.decoders.Metaspace(prepend_scheme="first")
     # the other special tokens are added after: a piece of the model could come from text
-    trainer = trainers.UnigramTrainer(
+    trainer = tk.trainers.UnigramTrainer(
         vocab_size=size - len(SPECIAL) + 1, special_tokens=["<unk>"], unk_token="<unk>", show_progress=False
     )
     with _library(f"data.tokenizer_size={size} is too small for unigram"):
@@ -190,28 +200,32 @@ def _unigram(texts: Iterable[str], size: int) -> tk.Tokenizer:
     return inner
 
 
-def _char(texts: Iterable[str], size: int) -> tk.Tokenizer:
+def _char(texts: Iterable[str], size: int) -> "tk.Tokenizer":
     """A token a character, of those that the training data has."""
+    import tokenizers as tk
+
     letters = sorted(set().union(*map(set, texts)))
     vocabulary = {token: number for number, token in enumerate(SPECIAL + letters)}
-    inner = tk.Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    inner = tk.Tokenizer(tk.models.WordLevel(vocabulary, unk_token="<unk>"))
     inner.add_special_tokens(SPECIAL)
-    inner.pre_tokenizer = pre_tokenizers.Split(tk.Regex(r"[\s\S]"), "isolated")
-    inner.decoder = decoders.Fuse()
+    inner.pre_tokenizer = tk.pre_tokenizers.Split(tk.Regex(r"[\s\S]"), "isolated")
+    inner.decoder = tk.decoders.Fuse()
     return inner
 
 
-def _bytes(texts: Iterable[str], size: int) -> tk.Tokenizer:
+def _bytes(texts: Iterable[str], size: int) -> "tk.Tokenizer":
     """A token a byte (ByT5)."""
+    import tokenizers as tk
+
     vocabulary = {token: number for number, token in enumerate(SPECIAL + _byte_alphabet())}
-    inner = tk.Tokenizer(models.BPE(vocabulary, []))
+    inner = tk.Tokenizer(tk.models.BPE(vocabulary, []))
     inner.add_special_tokens(SPECIAL)
-    inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    inner.decoder = decoders.ByteLevel()
+    inner.pre_tokenizer = tk.pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    inner.decoder = tk.decoders.ByteLevel()
     return inner
 
 
-TRAINERS: dict[str, Callable[[Iterable[str], int], tk.Tokenizer]] = {
+TRAINERS: dict[str, Callable[[Iterable[str], int], "tk.Tokenizer"]] = {
     "bpe": _bpe,
     "unigram": _unigram,
     "char": _char,
@@ -227,6 +241,8 @@ def make_tokenizer(name: str, size: int, texts: Callable[[], Iterable[str]], sen
     """
     if name in TRAINERS:
         # as it will be read from the run's folder: the library rounds a unigram's scores when it writes them
+        import tokenizers as tk
+
         return Tokenizer(tk.Tokenizer.from_str(TRAINERS[name](texts(), size).to_str()), sentinels)
     if not name.endswith(".json") and not Path(name).exists():
         kinds = ", ".join(TRAINERS)

@@ -66,6 +66,7 @@ def _read_t5(config: Json, fields: Json) -> Json:
     if kind not in FEED_FORWARD:
         raise InputError(f"config.json: feed_forward_proj={kind!r} must be one of {', '.join(FEED_FORWARD)}.")
     activation, gated = FEED_FORWARD[kind]
+    fields.setdefault("num_layers", fields["num_encoder_layers"])
     tied = config.pop("tie_word_embeddings", True)
     scaled = config.pop("scale_decoder_outputs", tied)  # transformers 5 says apart what was one before
     return {"activation": activation, "gated": gated, "tie_embeddings": tied, "scale_logits": scaled}
@@ -146,8 +147,10 @@ def _bart_rows(place: str) -> tuple[Row, ...]:
 
 def _read_bart(config: Json, fields: Json) -> Json:
     """Both stacks are alike but for their depth; what is said of each must agree."""
+    for said in ("num_hidden_layers", "extra_pos_embeddings"):  # by encoder_layers, and by the table of positions
+        config.pop(said, None)
     for ours, name in (("num_heads", "attention_heads"), ("d_ff", "ffn_dim")):
-        encoder, decoder = config.pop(f"encoder_{name}"), config.pop(f"decoder_{name}")
+        encoder, decoder = (config.pop(f"{side}_{name}") for side in ("encoder", "decoder"))
         if encoder != decoder:
             raise InputError(f"config.json: encoder_{name}={encoder} and decoder_{name}={decoder} must be the same.")
         fields[ours] = decoder
@@ -174,27 +177,29 @@ BART_KEYS = (
     Key("encoder_layers", "num_encoder_layers"),
     Key("decoder_layers", "num_layers"),
     Key("max_position_embeddings", "max_length"),
-    Key("activation_function", "activation", "gelu", ACTIVATIONS),
-    Key("scale_embedding", "scale_embeddings", False),
+    Key("activation_function", "activation", ..., ACTIVATIONS),
+    Key("scale_embedding", "scale_embeddings"),
 )
 EMBEDDINGS = ("lm_head.weight", "model.encoder.embed_tokens.weight", "model.decoder.embed_tokens.weight")
 
 
-def _bart(architecture: str, **changes: Any) -> Family:
-    post = changes.get("norm_placement") == "post"
-    fields = SHARED | dict(norm_eps=1e-5, tie_embeddings=True, position_offset=0) | changes
+def _bart(architecture: str, tables_saved: bool = False, **changes: Any) -> Family:
+    """A kin of BART by the fields of ours in which it differs from mBART's layout."""
+    fields = SHARED | dict(norm_placement="pre", norm_eps=1e-5, tie_embeddings=True) | changes
+    pre, static = fields["norm_placement"] == "pre", fields["position"] != "learned"
+    older = {"normalize_before": pre, "add_final_layer_norm": pre, "static_position_embeddings": static}
+    older |= {"normalize_embedding": bool(fields.get("embedding_norm")), "add_bias_logits": False}
     return Family(
         architecture=architecture,
         keys=BART_KEYS,
         fields=fields,
-        rows=_bart_rows("after" if post else "before"),
-        only={"tie_word_embeddings": True, "add_cross_attention": False, "share_encoder_decoder_embeddings": True}
-        if architecture == "MarianMTModel"
-        else {"tie_word_embeddings": True},
+        rows=_bart_rows("before" if pre else "after"),
+        only={"tie_word_embeddings": True},
+        older=older | {"share_encoder_decoder_embeddings": True},
         read=_read_bart,
         write=_write_bart,
-        tables=_sinusoids if changes["position"] == "sinusoidal" else None,
-        tables_saved=architecture == "PegasusForConditionalGeneration",
+        tables=_sinusoids if fields["position"] == "sinusoidal" else None,
+        tables_saved=tables_saved,
         buffers=(r"model\.(encoder|decoder)\.embed_positions\.weights",),
         copies=dict.fromkeys(EMBEDDINGS, "model.shared.weight"),
     )
@@ -215,6 +220,6 @@ ENCODER_DECODERS = {
         "MBartForConditionalGeneration", position="learned", position_offset=2, embedding_norm=True, output_bias=True
     ),
     "marian": _bart("MarianMTModel", position="sinusoidal", norm_placement="post", output_bias=True),
-    "pegasus": _bart("PegasusForConditionalGeneration", position="sinusoidal", output_bias=True),
+    "pegasus": _bart("PegasusForConditionalGeneration", tables_saved=True, position="sinusoidal", output_bias=True),
     "m2m_100": _bart("M2M100ForConditionalGeneration", position="sinusoidal_t2t", position_offset=2),
 }

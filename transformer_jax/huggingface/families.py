@@ -1,6 +1,8 @@
 """All families, by the `model_type` of their config.json."""
 
-from transformer_jax.huggingface.decoders import DECODERS
 from transformer_jax.huggingface.encoder_decoders import ENCODER_DECODERS
+from transformer_jax.huggingface.gemma import GEMMAS
+from transformer_jax.huggingface.gpt import GPT
+from transformer_jax.huggingface.llama import LLAMAS
 
-FAMILIES = DECODERS | ENCODER_DECODERS
+FAMILIES = GPT | LLAMAS | GEMMAS | ENCODER_DECODERS

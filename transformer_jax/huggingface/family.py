@@ -23,11 +23,12 @@ IGNORED = frozenset(
     classifier_dropout classif_dropout activation_dropout dropout dropout_rate decoder_layerdrop decoder_start_token_id
     do_sample dtype early_stopping embd_pdrop encoder_layerdrop eos_token_id forced_bos_token_id forced_eos_token_id
     gradient_checkpointing hidden_dropout id2label init_std initializer_factor initializer_range is_encoder_decoder
-    label2id layerdrop layer_norm_elementwise_affine length_penalty max_length min_length model_type n_ctx
+    label2id layerdrop length_penalty max_length min_length model_type n_ctx
     no_repeat_ngram_size num_beams num_labels output_past output_router_logits pad_token_id prefix pretraining_tp
     problem_type resid_pdrop router_aux_loss_coef router_jitter_noise summary_activation summary_first_dropout
     summary_proj_to_labels summary_type summary_use_proj task_specific_params tie_encoder_decoder tokenizer_class
-    torch_dtype transformers_version use_cache cache_implementation""".split()  # noqa: SIM905
+    torch_dtype transformers_version use_cache cache_implementation bad_words_ids _num_labels save_step is_llama_config
+    transformers.js_config sliding_window_size""".split()  # noqa: SIM905
 )
 ACTIVATIONS = {
     "relu": "relu",
@@ -47,7 +48,7 @@ class Key:
 
     Attributes:
         theirs, ours: their names.
-        default: what theirs is where it is missing; REQUIRED is refused.
+        default: what theirs is where it is missing; ... is that it must not be.
         words: their words for ours, where they differ.
         older: another name that it has had.
     """
@@ -86,6 +87,7 @@ class Family:
         keys: what has one field of ours.
         fields: fields of ours that all of the family share.
         only: keys of theirs with the one value that is known here.
+        older: the same of keys that only older files have, which are not written.
         rows: of their tensors, or a function of the config that gives them.
         read: (what is left of config.json, the fields so far) -> more fields; it takes out what it has understood.
         write: (config) -> the keys that `read` understands.
@@ -102,6 +104,7 @@ class Family:
     fields: Json
     rows: tuple[Row, ...] | Callable[[ModelConfig], tuple[Row, ...]]
     only: Json = dataclasses.field(default_factory=dict)
+    older: Json = dataclasses.field(default_factory=dict)
     read: Callable[[Json, Json], Json] = lambda config, fields: {}
     write: Callable[[ModelConfig], Json] = lambda config: {}
     prefix: str = ""

@@ -4,6 +4,7 @@ Nothing is loaded that is not understood: an architecture, a key of the config, 
 of another shape end with one message that names it. Files are safetensors; a pickle is refused.
 """
 
+import dataclasses
 import json
 import math
 import re
@@ -17,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
+from transformer_jax.axes import sizes
 from transformer_jax.config import ModelConfig, RopeConfig
 from transformer_jax.config_checks import nearest, shown
 from transformer_jax.config_file import no_twins
@@ -24,7 +26,7 @@ from transformer_jax.errors import InputError
 from transformer_jax.files import decode, read_whole
 from transformer_jax.huggingface.families import FAMILIES
 from transformer_jax.huggingface.family import IGNORED, Family, Json
-from transformer_jax.huggingface.rows import Piece, lengths, pieces
+from transformer_jax.huggingface.rows import Piece, pieces
 from transformer_jax.model.transformer import Transformer
 from transformer_jax.run import example_inputs
 from transformer_jax.safetensors_file import SafetensorsFile, write_safetensors
@@ -66,7 +68,7 @@ def read_config(found: Mapping[str, Any], name: str = CONFIG) -> tuple[Family, M
     classes = rest.get("architectures")
     if classes and family.architecture not in classes:
         raise InputError(f"{name}: architectures {shown(classes)}: only {family.architecture} of {kind} is known.")
-    for key, value in (EVERYWHERE | family.only).items():
+    for key, value in (EVERYWHERE | family.older | family.only).items():
         if rest.pop(key, value) != value:
             raise InputError(f"{name}: {key}={shown(found[key])} is not known for {kind}, only {shown(value)}.")
     fields = dict(family.fields)
@@ -105,31 +107,26 @@ def write_config(kind: str, config: ModelConfig) -> dict[str, Any]:
         back = read_config(found)[1]
     except InputError as error:
         raise InputError(f"As {kind} this model cannot be saved: {error}") from None
-    other = [name for name in differing(back, config) if name not in FREE]
+    other = differing(what_it_is(back), what_it_is(config))
     if other:
         fields = ", ".join(f"{name}={getattr(config, name)!r} (it has {getattr(back, name)!r})" for name in other)
         raise InputError(f"As {kind} this model cannot be saved: {fields}.")
     return found
 
 
-# Fields that change how a model is computed or trained, and not what it is.
-FREE = (
-    "attention",
-    "dropout_rate",
-    "attention_dropout_rate",
-    "dtype",
-    "linear_dtype",
-    "param_dtype",
-    "remat",
-    "scan_layers",
-)
-FREE += (
-    "relative_buckets",
-    "relative_max_distance",
-    "num_encoder_layers",
-    "share_source_embedding",
-    "prefix_attention",
-)
+def what_it_is(config: ModelConfig) -> ModelConfig:
+    """The config with all that does not change what the model computes as it is by default."""
+    said = ["attention", "dropout_rate", "attention_dropout_rate", "dtype", "linear_dtype", "param_dtype", "remat"]
+    said += ["scan_layers"]
+    if config.mode == "decoder-only":
+        said += ["num_encoder_layers", "share_source_embedding", "cross_position"]
+    else:
+        said += ["prefix_attention"]
+    said += [] if config.position == "rope" else ["rope"]
+    said += [] if config.position == "t5" else ["relative_buckets", "relative_max_distance"]
+    said += [] if config.num_experts else ["experts_per_token", "normalize_gates"]
+    fields = {field.name: field.default for field in dataclasses.fields(config)}
+    return config.replace(**{name: fields[name] for name in said})
 
 
 def differing(one: ModelConfig, other: ModelConfig) -> list[str]:
@@ -220,7 +217,7 @@ def _check(
     family: Family, wanted: list[Piece], names: Mapping[str, str], tensors: Tensors, config: ModelConfig
 ) -> None:
     """Raises InputError where a tensor is missing, left over, or of another shape."""
-    folder, length = tensors.folder, lengths(config)
+    folder, length = tensors.folder, sizes(config)
     for piece in wanted:
         name = names[piece.name]
         if name not in tensors:
@@ -271,7 +268,7 @@ def read_pretrained(folder: str | Path, **changes: Any) -> tuple[ModelConfig, di
     params: dict[str, np.ndarray] = {}
     with Tensors(folder) as tensors:
         config = config.replace(**changes | _tying(family, config, tensors))
-        shapes, length = shapes_of(config), lengths(config)
+        shapes, length = shapes_of(config), sizes(config)
         wanted = list(pieces(family.rows_of(config), config, shapes))
         missing = set(shapes) - {path for piece in wanted for path, _ in piece.places}
         if missing:
@@ -306,7 +303,7 @@ def write_pretrained(
     folder, family = Path(folder), FAMILIES[kind]
     found = write_config(kind, config) | tokens
     flat: dict[str, Any] = dict(flatten_dict(dict(params), sep="/"))
-    length = lengths(config)
+    length = sizes(config)
     tensors = {}
     for piece in pieces(family.rows_of(config), config, flat):
         arrays = [np.asarray(flat[path][index]) for path, index in piece.places]

@@ -5,10 +5,9 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-import einops
 import numpy as np
 
-from transformer_jax.axes import SCANNED, sizes
+from transformer_jax.axes import SCANNED
 from transformer_jax.config import ModelConfig
 
 STACKED = "n"  # the letter of an axis along which several arrays of ours lie in one tensor of theirs
@@ -21,15 +20,13 @@ class Row:
     Attributes:
         theirs: its name, with {i} for a block's number and {e} for an expert's.
         layouts: its axes in our letters, grouped as einops does (`(H K) D`): one layout for all arrays of ours, with
-            STACKED where they alternate, or one for each, which then lie end to end along `axis`.
+            STACKED where they alternate, or one for each, which then lie end to end along the first axis.
         ours: the paths of our arrays, whose names end in their letters, with {i} as in theirs.
-        axis: along which several layouts lie end to end.
     """
 
     theirs: str
     layouts: tuple[str, ...]
     ours: tuple[str, ...]
-    axis: int = 0
 
     def split(self, tensor: np.ndarray, length: dict[str, int]) -> list[np.ndarray]:
         """Our arrays, views of the tensor where that can be."""
@@ -37,8 +34,8 @@ class Row:
             count = {STACKED: len(self.ours)} if len(self.ours) > 1 else {}
             parts = _turned(tensor, self.layouts[0], STACKED * bool(count) + self._letters(0), length | count)
             return list(parts) if count else [parts]
-        ends = np.cumsum([_shape(layout, length)[self.axis] for layout in self.layouts])[:-1]
-        pieces = np.split(tensor, ends, self.axis)
+        ends = np.cumsum([_shape(layout, length)[0] for layout in self.layouts])[:-1]
+        pieces = np.split(tensor, ends)
         return [
             _turned(piece, layout, self._letters(number), length)
             for number, (piece, layout) in enumerate(zip(pieces, self.layouts, strict=True))
@@ -50,7 +47,7 @@ class Row:
         if len(self.layouts) > 1:
             parts = zip(arrays, self.layouts, strict=True)
             back = [_back(array, self._letters(n), layout, length) for n, (array, layout) in enumerate(parts)]
-            return np.concatenate(back, self.axis)
+            return np.concatenate(back)
         if len(self.ours) == 1:
             return _back(arrays[0], self._letters(0), first, length)
         return _back(np.stack(arrays), STACKED + self._letters(0), first, length | {STACKED: len(arrays)})
@@ -60,9 +57,7 @@ class Row:
         if len(self.layouts) == 1:
             return _shape(self.layouts[0], length | {STACKED: len(self.ours)})
         shapes = [_shape(layout, length) for layout in self.layouts]
-        whole = list(shapes[0])
-        whole[self.axis] = sum(shape[self.axis] for shape in shapes)
-        return tuple(whole)
+        return (sum(shape[0] for shape in shapes), *shapes[0][1:])
 
     def _letters(self, number: int) -> str:
         """The axes of one of our arrays, without that of the experts where each of theirs is one expert's."""
@@ -84,11 +79,17 @@ def _shape(layout: str, length: dict[str, int]) -> tuple[int, ...]:
 
 
 def _turned(tensor: np.ndarray, layout: str, letters: str, length: dict[str, int]) -> np.ndarray:
-    return einops.rearrange(tensor, f"{layout} -> {' '.join(letters)}", **_used(_flat(layout), length))
+    return _rearranged(tensor, f"{layout} -> {' '.join(letters)}", _used(_flat(layout), length))
 
 
 def _back(array: np.ndarray, letters: str, layout: str, length: dict[str, int]) -> np.ndarray:
-    return einops.rearrange(array, f"{' '.join(letters)} -> {layout}", **_used(letters, length))
+    return _rearranged(array, f"{' '.join(letters)} -> {layout}", _used(letters, length))
+
+
+def _rearranged(array: np.ndarray, pattern: str, length: dict[str, int]) -> np.ndarray:
+    from einops import rearrange  # only who moves weights needs it
+
+    return rearrange(array, pattern, **length)
 
 
 # --- what most rows are
@@ -117,6 +118,15 @@ def attention(theirs: str, ours: str, names: Sequence[str] = ("q_proj", "k_proj"
     layouts = {"query": "(H K) D", "key": "(G K) D", "value": "(G K) D", "out": "D (H K)"}
     pairs = zip(names, layouts.items(), strict=True)
     return [row for name, (part, layout) in pairs for row in linear(f"{theirs}.{name}", f"{ours}/{part}", layout)]
+
+
+def fused(theirs: str, ours: str, weight: str, bias: str) -> list[Row]:
+    """Queries, keys and values as one map, of multi-head attention; the layouts of its weight and its bias."""
+    parts = {"query": "HK", "key": "GK", "value": "GK"}
+    return [
+        Row(f"{theirs}.weight", (weight,), tuple(f"{ours}/{part}/w_D{axes}" for part, axes in parts.items())),
+        Row(f"{theirs}.bias", (bias,), tuple(f"{ours}/{part}/b_{axes}" for part, axes in parts.items())),
+    ]
 
 
 # --- all of a model
@@ -159,8 +169,3 @@ def _placed(path: str, block: int, config: ModelConfig, layers: int) -> tuple[st
     period = config.blocks_in_a_round(layers)
     stack, _, rest = path.format(i=block % period).partition("/")
     return f"{stack}/{SCANNED}/{rest}", (block // period,)
-
-
-def lengths(config: ModelConfig) -> dict[str, int]:
-    """Of every axis, by its letter."""
-    return sizes(config)

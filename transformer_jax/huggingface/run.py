@@ -8,7 +8,7 @@ import jax
 
 from transformer_jax.config import DataConfig, RunConfig
 from transformer_jax.data.objectives import objective_name
-from transformer_jax.data.tokenizer import MOST_BYTES, Tokenizer, tokenizer_of
+from transformer_jax.data.tokenizer import MOST_BYTES, tokenizer_of
 from transformer_jax.errors import InputError
 from transformer_jax.files import decode, read_whole
 from transformer_jax.huggingface.families import FAMILIES
@@ -51,7 +51,8 @@ def load_huggingface(folder: str | Path, **changes: Any) -> Run:
         text = decode(path, read_whole(path, MOST_BYTES))
         tokenizer = tokenizer_of(text, name=str(path), special=special_ids(found, generation))
     kind = "pairs" if model.mode == "encoder-decoder" else "text"
-    data = DataConfig(objective=objective_name(kind, model, DataConfig()))  # type: ignore[arg-type]
+    objective: Any = objective_name(kind, model, DataConfig())
+    data = DataConfig(objective=objective)
     config = RunConfig(recipe=folder.name, model=model, data=data)
     return Run(config, Transformer(model), jax.tree.map(jax.numpy.asarray, params), tokenizer, 0)
 
@@ -86,10 +87,10 @@ def save_huggingface(folder: str | Path, run: Run, family: str = "") -> None:
     if family and family not in FAMILIES:
         raise InputError(f"family={family!r} must be one of {', '.join(FAMILIES)}.")
     folder, tokenizer, ids = Path(folder), run.tokenizer, {}
-    if isinstance(tokenizer, Tokenizer):
+    if tokenizer is not None:
         ids = {"pad_token_id": tokenizer.pad_id, "eos_token_id": tokenizer.eos_id, "bos_token_id": tokenizer.bos_id}
         if run.config.model.mode == "encoder-decoder":
             ids |= {"decoder_start_token_id": tokenizer.bos_id, "is_encoder_decoder": True}
     write_pretrained(folder, family or family_of(run), run.config.model, run.params, **ids)
-    if isinstance(tokenizer, Tokenizer):
+    if tokenizer is not None:
         (folder / TOKENIZER).write_text(tokenizer.to_json(), "utf-8")
