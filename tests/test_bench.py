@@ -17,6 +17,7 @@ from transformer_jax.bench.command import BENCHES, benchmark, placed
 from transformer_jax.bench.subject import Subject
 from transformer_jax.cli import run_command
 from transformer_jax.config import ModelConfig
+from transformer_jax.hlo import read_program
 
 ROOT = Path(__file__).parent.parent
 SMALL = dict(vocab_size=50, d_model=16, num_layers=2, num_heads=2, max_length=32, position="learned")
@@ -175,6 +176,16 @@ def test_the_benchmark_of_training_counts_tokens_and_flops(monkeypatch, tmp_path
     assert case["ways"]["slow"]["ours_is_faster_by"] > 1
 
 
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("mode", SUBJECTS)
+def test_flops_by_shapes_are_those_of_the_compiled_step(mode, tied):
+    """Three times the forward pass, counted from shapes, is what XLA's program multiplies."""
+    subject = SUBJECTS[mode]._replace(config=SUBJECTS[mode].config.replace(tie_embeddings=tied))
+    step, state = subject.step()[1], jax.eval_shape(subject.first, jax.random.key(0))
+    text = jax.jit(step).lower(state, subject.draw()).compile().as_text()
+    assert subject.flops == sum(product.flops * product.times for product in read_program(text)[0])
+
+
 def test_turns_are_as_many_calls_as_fit():
     calls = []
     function = lambda: calls.append(time.sleep(0.01)) or np.zeros(1)  # noqa: E731
@@ -300,7 +311,7 @@ def test_the_script_for_a_gpu_needs_few_libraries():
         "import sys",
         f"sys.modules |= dict.fromkeys({hidden})",  # None there is a module that cannot be imported
         f"sys.path.insert(0, {str(ROOT / 'scripts')!r})",
-        "import bench_gpu",
+        "import bench_gpu, transformer_jax.bench.command",
     ]
     subprocess.run([sys.executable, "-c", "\n".join(lines)], check=True, timeout=120)
 

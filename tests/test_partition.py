@@ -5,13 +5,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jax
 import pytest
 from jax.sharding import PartitionSpec
 
 from transformer_jax.axes import axes_of, letters_of, spec, split
 from transformer_jax.config import ParallelConfig
 from transformer_jax.errors import InputError
-from transformer_jax.partition import mesh_shape
+from transformer_jax.partition import Partitioner, mesh_shape
 
 HERE = Path(__file__).parent
 EIGHT = {
@@ -32,6 +33,27 @@ def test_laws_of_eight_devices(laws, marks):
     run = subprocess.run(command, env=os.environ | EIGHT, capture_output=True, text=True, cwd=HERE.parent)
     assert run.returncode == 0, run.stdout + run.stderr
     assert "skipped" not in run.stdout
+
+
+@pytest.mark.parametrize("has_cpu", [True, False])
+def test_what_the_cpu_makes_for_a_gpu_is_what_the_gpu_would_make(monkeypatch, has_cpu):
+    """Random arrays and others, by whichever may make them; a key stays a key."""
+
+    def make(key, n):
+        return {"w": jax.random.truncated_normal(key, -2, 2, (3, 4)), "n": n + 1, "key": jax.random.fold_in(key, 1)}
+
+    if not has_cpu:
+
+        def local_devices(backend=None):
+            raise RuntimeError(f"Unknown backend {backend}")
+
+        monkeypatch.setattr(jax, "local_devices", local_devices)
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    got, wanted = Partitioner("jit", None).init(make, jax.random.key(5), 2), jax.jit(make)(jax.random.key(5), 2)
+    for x, y in zip(jax.tree.leaves(got), jax.tree.leaves(wanted), strict=True):
+        assert x.dtype == y.dtype
+        assert x.devices() == y.devices()
+        assert jax.numpy.array_equal(x, y)
 
 
 @pytest.mark.parametrize(

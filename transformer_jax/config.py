@@ -142,9 +142,9 @@ class LossConfig:
     """Weight of the loss that spreads the tokens of a row evenly over experts (Fedus et al. 2022, section 2.2)."""
     router_z_loss: float = 0.001
     """Weight of log(Z)^2 of the router's logits (Zoph et al. 2022, section 3.4)."""
-    logits_mib: int = 128
+    logits_mib: int | None = None
     """Float32 logits that a device holds at a time, in MiB: tokens are taken in parts of that size, and gradients are
-    made with each part. 0: all at once."""
+    made with each part. 0: all at once; None: 128 on a CPU and 1024 on an accelerator."""
 
     def __post_init__(self) -> None:
         check_types(self)

@@ -12,10 +12,10 @@ from flax import linen as nn
 
 from transformer_jax.accelerators import Accelerator
 from transformer_jax.axes import path_names, sizes
-from transformer_jax.config import RunConfig
-from transformer_jax.data.objectives import ARRANGEMENTS, room_of
+from transformer_jax.config import ModelConfig, RunConfig
+from transformer_jax.data.objectives import ARRANGEMENTS, Room, room_of
 from transformer_jax.model.attention import Attention
-from transformer_jax.model.layers import Einsum, Embedding
+from transformer_jax.model.layers import Einsum
 from transformer_jax.model.transformer import Block, Transformer
 from transformer_jax.roofline import Plan
 from transformer_jax.tokens import Tokens
@@ -57,8 +57,13 @@ def _attention_flops(module: Attention, q: Any, kv: Any) -> float:
 
 def measure(run: RunConfig, batch_size: int) -> list[Part]:
     """The rows of the table, for a batch of full rows, from shapes alone."""
-    config = run.model.replace(scan_layers=False, remat="none")  # each block is met once, whatever is looped over
-    model, room = Transformer(config), room_of(run.model, run.data)
+    return parts_of(run.model, batch_size, room_of(run.model, run.data))
+
+
+def parts_of(model_config: ModelConfig, batch_size: int, room: Room) -> list[Part]:
+    """The parts of a model that reads so many rows of so many tokens."""
+    config = model_config.replace(scan_layers=False, remat="none")  # each block is met once, whatever is looped over
+    model = Transformer(config)
     parts: dict[tuple[str, ...], Part] = {}
 
     def part(path: Sequence[str]) -> Part:
@@ -67,20 +72,19 @@ def measure(run: RunConfig, batch_size: int) -> list[Part]:
     def watch(call: Any, args: Any, kwargs: Any, context: nn.module.InterceptorContext) -> Any:
         module, result = context.module, call(*args, **kwargs)
         path: Sequence[str] = module.path
-        if not path or context.method_name not in ("__call__", "attend", "finished"):
+        if isinstance(module, Transformer) and context.method_name == "features":
+            logits = jax.ShapeDtypeStruct((*result[0].shape[:2], config.vocab_size), jnp.float32)
+            row = part(("logits (tied)",) if config.tie_embeddings else ("output",))
+            row.shape, row.bytes = str(list(logits.shape)), logits.size * logits.dtype.itemsize
+            row.flops += 2.0 * result[0].size * logits.shape[-1]
+        if not path or context.method_name not in ("__call__", "finished"):
             return result
         if isinstance(module, Einsum) and context.method_name == "finished":
             part(path).flops += _einsum_flops(module, args[0].shape)
             part(path).bytes += result.size * result.dtype.itemsize
         if isinstance(module, Attention):
             part(path).flops += _attention_flops(module, args[0], args[1])
-        if isinstance(module, Embedding) and context.method_name == "attend":
-            row = parts.setdefault(("logits (tied)",), Part("logits (tied)"))
-            row.flops += 2.0 * args[0].size * run.model.vocab_size
-            row.shape, row.bytes = str(list(result.shape)), result.size * result.dtype.itemsize
-        elif len(_depth(path)) == len([p for p in path if not p.startswith("block_")]) and not isinstance(
-            module, Block
-        ):
+        if len(_depth(path)) == len([p for p in path if not p.startswith("block_")]) and not isinstance(module, Block):
             first = result[0] if isinstance(result, tuple) else result
             if hasattr(first, "shape"):
                 part(path).shape = str(list(first.shape))
@@ -90,7 +94,7 @@ def measure(run: RunConfig, batch_size: int) -> list[Part]:
         def tokens(length: int) -> Tokens:
             return Tokens.from_ids(jnp.ones((batch_size, length), jnp.int32))
 
-        source = tokens(room.source) if ARRANGEMENTS[run.model.mode].has_source else None
+        source = tokens(room.source) if ARRANGEMENTS[config.mode].has_source else None
         return model.init(key, tokens(room.target), source)["params"]
 
     with nn.intercept_methods(watch):

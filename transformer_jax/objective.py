@@ -75,8 +75,14 @@ def token_sums(logits_V: Array, labels: Array, weights: Array, config: LossConfi
     }
 
 
-def parts_of(tokens: int, vocab_size: int, mib: int) -> int:
+# The weight's gradient is added to for each part, which few tokens do not keep the units of an accelerator busy with.
+CPU_MIB, ACCELERATOR_MIB = 128, 1024
+
+
+def parts_of(tokens: int, vocab_size: int, mib: int | None) -> int:
     """How many parts the tokens of a device are taken in, so that a part's float32 logits fit; one if `mib` is 0."""
+    if mib is None:
+        mib = CPU_MIB if jax.default_backend() == "cpu" else ACCELERATOR_MIB
     return min(max(1, -(-tokens * vocab_size * 4 // (mib * 2**20))), tokens) if mib else 1
 
 

@@ -58,6 +58,21 @@ def compiler_options(*args: Any) -> dict[str, Any] | None:
     return {"xla_cpu_enable_concurrency_optimized_scheduler": False}
 
 
+def made_by_cpu(make: Callable[..., Any], *args: Any) -> Any:
+    """What `make(*args)` returns, made by the CPU where JAX may use it, and brought to the device.
+
+    For a GPU XLA writes code for each array that is drawn at random: GPT-2's first parameters took it more than 40 s to
+    compile for an H200, and takes a few seconds for the CPU.
+    """
+    try:
+        cpu = jax.local_devices(backend="cpu")[0]
+    except RuntimeError:  # JAX_PLATFORMS leaves it out
+        return jax.jit(make)(*args)
+    with jax.default_device(cpu):
+        made = jax.jit(make)(*jax.device_put(args, cpu))
+    return jax.device_put(made, jax.devices()[0])
+
+
 class Program:
     """A function that is compiled once for each shape of its arguments, and counts how often."""
 
@@ -154,8 +169,9 @@ class Partitioner:
     def init(self, make: Callable[..., Any], *args: Any) -> Any:
         """What `make(*args)` returns, each array born where it lives."""
         with self.scope():
-            where = self.shardings(jax.eval_shape(make, *args))
-            return jax.jit(make, out_shardings=where if self.mesh is not None else None)(*args)
+            if self.mesh is None:
+                return made_by_cpu(make, *args) if jax.default_backend() == "gpu" else jax.jit(make)(*args)
+            return jax.jit(make, out_shardings=self.shardings(jax.eval_shape(make, *args)))(*args)
 
     def mine(self, batch_size: int) -> Mine:
         """The places of a batch that this process's devices read."""

@@ -10,7 +10,6 @@ from typing import Any, Protocol, cast
 from transformer_jax.config_checks import at_least, at_most, nearest
 from transformer_jax.errors import InputError
 from transformer_jax.files import check_output, write_output
-from transformer_jax.flags import parse
 
 
 def as_table(columns: Sequence[str], rows: list[tuple[str, ...]]) -> Any:
@@ -110,6 +109,8 @@ def benchmark(name: str) -> Benchmark:
 
 def bench(name: str, arguments: list[str]) -> int:
     """Measures, prints the table, and writes what is asked for."""
+    from transformer_jax.flags import parse
+
     args = parse(BenchFlags, f"transformer-jax bench {name}", arguments, f"Measures {BENCHES[name]}.")
     outputs = {"--json": args.json, "--markdown": args.markdown, "--plot": args.plot}
     for flag, path in outputs.items():

@@ -22,7 +22,7 @@ from transformer_jax.decoding.model import follow
 from transformer_jax.model.cache import Room
 from transformer_jax.model.transformer import Transformer
 from transformer_jax.recipes import find_recipe
-from transformer_jax.run import example_inputs
+from transformer_jax.run import ONE_DEVICE, example_inputs
 from transformer_jax.tokens import Tokens
 
 Array = jax.Array
@@ -67,7 +67,7 @@ CASES = {
 @functools.cache
 def random_params(config: ModelConfig) -> Any:
     """Parameters as they are before training."""
-    return jax.jit(Transformer(config).init)(jax.random.key(0), *example_inputs(config))["params"]
+    return ONE_DEVICE.init(Transformer(config).init, jax.random.key(0), *example_inputs(config))["params"]
 
 
 @functools.partial(jax.jit, static_argnames=("model", "new"))

@@ -59,7 +59,7 @@ def _eager(subject: Subject) -> Callable[[], Any]:
 
 def _by_function(subject: Subject) -> Callable[[], Any]:
     """The gradient is one compiled function and the update another; Python is between them."""
-    (loss, optimizer), state = subject.parts(), jax.jit(subject.first)()
+    (loss, optimizer), state = subject.parts(), subject.state()
     batch = jax.device_put(subject.draw())
     gradients = jax.jit(lambda state, batch: gradient_sums(loss, state.params, batch, step_key(state), 1))
     update = jax.jit(functools.partial(apply_gradients, optimizer=optimizer))

@@ -50,7 +50,7 @@ WAYS = {PLAIN: None, WHOLE: LossConfig(logits_mib=0), PARTS: LossConfig()}
 
 def measure(subject: Subject, say: Callable[[str], None]) -> dict[str, Any]:
     """All ways of a case."""
-    state, batch, ways = jax.eval_shape(subject.first), subject.draw(), {}
+    state, batch, ways = jax.eval_shape(subject.first, jax.random.key(0)), subject.draw(), {}
     for name, config in WAYS.items():
         say(name)
         loss = plain_loss(subject) if config is None else subject.parts(config)[0]

@@ -74,7 +74,7 @@ def build(subject: Subject, way: Way) -> tuple[Callable[[], Any], dict[str, Any]
     step = functools.partial(train_step, loss=loss, optimizer=optimizer)
     strategy: Any = "mesh" if way.strategy == SHARD_MAP else way.strategy
     partitioner = Partitioner.create(ParallelConfig(strategy=strategy, mesh=way.mesh))
-    state, batch = partitioner.init(subject.first), partitioner.put(subject.draw())
+    state, batch = partitioner.init(subject.first, jax.random.key(0)), partitioner.put(subject.draw())
     if way.strategy == SHARD_MAP:
         assert partitioner.mesh is not None
         program = by_hand(step, partitioner.mesh)

@@ -9,11 +9,13 @@ import numpy as np
 import optax
 
 from transformer_jax.config import LossConfig, ModelConfig, OptimizerConfig
-from transformer_jax.data.objectives import ARRANGEMENTS
+from transformer_jax.data.objectives import ARRANGEMENTS, Room
+from transformer_jax.describe import parts_of
 from transformer_jax.model.transformer import Transformer
 from transformer_jax.objective import Loss, make_loss
 from transformer_jax.optimizer import make_optimizer
 from transformer_jax.recipes import find_recipe
+from transformer_jax.run import ONE_DEVICE, example_inputs
 from transformer_jax.step import TrainState, train_step
 from transformer_jax.tokens import Batch, Tokens
 
@@ -42,10 +44,9 @@ class Subject(NamedTuple):
         source = tokens() if ARRANGEMENTS[self.config.mode].has_source else None
         return Batch(tokens(), ids(), np.ones(shape, np.float32), source)
 
-    def first(self) -> TrainState:
-        """The state before the first step."""
-        batch = self.draw()
-        params = Transformer(self.config).init(jax.random.key(0), batch.target, batch.source)["params"]
+    def first(self, key: jax.Array) -> TrainState:
+        """The state before the first step, a pure function of the key."""
+        params = Transformer(self.config).init(key, *example_inputs(self.config))["params"]
         return TrainState.create(params, make_optimizer(ADAMW, 1000), 0)
 
     def parts(self, config: LossConfig | None = None) -> tuple[Loss, optax.GradientTransformation]:
@@ -55,7 +56,17 @@ class Subject(NamedTuple):
     def step(self) -> tuple[TrainState, Callable[..., Any]]:
         """The state before the first step, and `train_step(state, batch)`."""
         loss, optimizer = self.parts()
-        return jax.jit(self.first)(), functools.partial(train_step, loss=loss, optimizer=optimizer)
+        return self.state(), functools.partial(train_step, loss=loss, optimizer=optimizer)
+
+    def state(self) -> TrainState:
+        """The state before the first step, on the device."""
+        return ONE_DEVICE.init(self.first, jax.random.key(0))
+
+    @property
+    def flops(self) -> float:
+        """FLOPs of a step's matrix products: three times the forward pass, nothing of it computed again."""
+        room = Room(self.length if ARRANGEMENTS[self.config.mode].has_source else 0, self.length)
+        return 3 * sum(part.flops for part in parts_of(self.config, self.batch, room))
 
     @property
     def tokens(self) -> int:
