@@ -19,6 +19,7 @@ from transformer_jax.errors import ERRORS, InputError
 from transformer_jax.files import check_output, decode, write_output
 from transformer_jax.flags import RunFolder, papers, parse
 from transformer_jax.generate_command import command_generate
+from transformer_jax.huggingface.command import command_export, command_import
 from transformer_jax.recipes import RECIPES, find_recipe
 
 
@@ -269,6 +270,8 @@ COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "generate": command_generate,
     "evaluate": command_evaluate,
     "describe": command_describe,
+    "import": command_import,
+    "export": command_export,
     "bench": command_bench,
     "verify": command_verify,
 }

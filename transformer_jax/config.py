@@ -33,6 +33,36 @@ StrategyName = Literal["jit", "pmap", "mesh"]
 
 
 @dataclasses.dataclass(frozen=True)
+class SpecialConfig:
+    """Which tokens have a role, and where they stand; a tokenizer's own names say it where nothing is given."""
+
+    pad: int | None = None
+    """Id of padding. None: of `<pad>` and its like, which is added where it is missing; with any id given, of the
+    end."""
+    bos: int | None = None
+    """Id of what a target begins with. None: as with pad."""
+    eos: int | None = None
+    """Id of what ends a text. None: as with pad."""
+    sep: int | None = None
+    """Id of what stands between source and target in one sequence. None: as with pad."""
+    first: int | None = None
+    """Id of the token that every output has to begin with, such as a language. None: any."""
+    prompts: Literal["roles", "tokenizer"] = "roles"
+    """What a prompt has besides its text. roles: as in training, bos in front of a target, eos behind a source.
+    tokenizer: what the tokenizer's own file puts around a text."""
+
+    def __post_init__(self) -> None:
+        check_types(self)
+        at_least(self, 0, "pad", "bos", "eos", "sep", "first")
+
+    @property
+    def ids(self) -> dict[str, int] | None:
+        """The ids that are given, by role; None for none."""
+        given = {name: getattr(self, name) for name in ("pad", "bos", "eos", "sep")}
+        return {name: value for name, value in given.items() if value is not None} or None
+
+
+@dataclasses.dataclass(frozen=True)
 class DataConfig:
     """What a run reads and how it becomes batches."""
 
@@ -64,6 +94,7 @@ class DataConfig:
     """Share of tokens that span-corruption hides."""
     mean_span: float = 3.0
     """Mean number of tokens in a hidden span."""
+    special: SpecialConfig = SpecialConfig()
 
     def __post_init__(self) -> None:
         check_types(self)

@@ -53,8 +53,10 @@ class Answer(NamedTuple):
 
 
 def decoding_options(config: RunConfig, tokenizer: Tokenizer) -> dict[str, Any]:
-    """How a run's outputs end."""
-    return {"max_new_tokens": config.max_new_tokens, "eos_id": tokenizer.eos_id, "pad_id": tokenizer.pad_id}
+    """How a run's outputs begin and end."""
+    options = {"max_new_tokens": config.max_new_tokens, "eos_id": tokenizer.eos_id, "pad_id": tokenizer.pad_id}
+    first = config.data.special.first
+    return options if first is None else options | {"forced": np.array([first], np.int32)}
 
 
 def answers(

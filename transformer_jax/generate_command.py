@@ -199,7 +199,8 @@ def command_generate(arguments: list[str]) -> int:
     if args.max_new_tokens is not None:
         options["max_new_tokens"] = args.max_new_tokens
     if args.prefix:
-        options["forced"] = np.asarray(run.tokenizer.encode([args.prefix])[0], np.int32)
+        prefix = np.asarray(run.tokenizer.encode([args.prefix])[0], np.int32)
+        options["forced"] = np.concatenate([options.get("forced", prefix[:0]), prefix])
         wanted = max(wanted, len(options["forced"]) + 1)
     _check(args, prompts, wanted, most)
     if args.draft is not None:

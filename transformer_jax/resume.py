@@ -71,7 +71,8 @@ def _tokenizer(run: RunConfig, before: RunConfig | None, folder: Path, unit: Pat
     same = before is not None and before.data.tokenizer == run.data.tokenizer
     if not same or (run.data.tokenizer not in TRAINERS and Path(run.data.tokenizer).exists()):
         return None
-    return load_tokenizer((folder if (folder / TOKENIZER).exists() else unit) / TOKENIZER)
+    path = (folder if (folder / TOKENIZER).exists() else unit) / TOKENIZER
+    return load_tokenizer(path, special=run.data.special.ids)
 
 
 def read_together(run: RunConfig, tokenizer: Tokenizer | None) -> Data:
@@ -80,7 +81,7 @@ def read_together(run: RunConfig, tokenizer: Tokenizer | None) -> Data:
         return load_data(run, tokenizer)
     data = load_data(run, tokenizer) if job.is_first() else None
     text = job.shared(data.tokenizer.to_json() if data else None)
-    data = data or load_data(run, tokenizer or tokenizer_of(text))
+    data = data or load_data(run, tokenizer or tokenizer_of(text, special=run.data.special.ids))
     job.check_same("The data", json.dumps(data.fingerprint))
     return data
 

@@ -93,7 +93,8 @@ def load_run(folder: str | Path, checkpoint: str = "newest", partitioner: Partit
         if not (folder / name).exists():
             raise InputError(f"{folder}: not a run's folder, or one without a checkpoint yet: it has no {name}.")
     unit = sound_unit(folder / CHECKPOINTS, checkpoint, read_config(folder / CONFIG).checkpoint.best)
-    config, tokenizer = read_config(unit / CONFIG), load_tokenizer(unit / TOKENIZER)
+    config = read_config(unit / CONFIG)
+    tokenizer = load_tokenizer(unit / TOKENIZER, special=config.data.special.ids)
     check_vocabulary(config.model, tokenizer)
     params = restore_params(unit, abstract_params(config.model, partitioner))
     return Run(config, Transformer(config.model), params, tokenizer, int(unit.name))

@@ -116,6 +116,10 @@ def _packed(examples: Examples, run: RunConfig, tokenizer: Tokenizer) -> PackedR
 
 def check_vocabulary(model: ModelConfig, tokenizer: Tokenizer) -> None:
     """Raises InputError where a tokenizer has ids that the model has no row for."""
+    for role in ("pad", "bos", "eos", "sep"):
+        number = getattr(tokenizer, f"{role}_id")
+        if number >= model.vocab_size:
+            raise InputError(f"data.special.{role}={number} must be below model.vocab_size={model.vocab_size}.")
     if model.vocab_size < tokenizer.size:
         raise InputError(
             f"model.vocab_size={model.vocab_size} is smaller than the tokenizer's {tokenizer.size} tokens."
@@ -131,7 +135,7 @@ def resolve(run: RunConfig, kind: str, tokenizer: Tokenizer | None, texts: Calla
     name = objective_name(kind, run.model, run.data)
     if tokenizer is None:
         sentinels = sentinels_needed(name, run.model, run.data)
-        tokenizer = make_tokenizer(run.data.tokenizer, run.data.tokenizer_size, texts, sentinels)
+        tokenizer = make_tokenizer(run.data.tokenizer, run.data.tokenizer_size, texts, sentinels, run.data.special.ids)
     model = run.model.replace(vocab_size=run.model.vocab_size or tokenizer.size)
     check_vocabulary(model, tokenizer)
     return dataclasses.replace(run, model=model, data=dataclasses.replace(run.data, objective=name)), tokenizer
@@ -171,7 +175,13 @@ def load_data(run: RunConfig, tokenizer: Tokenizer | None = None) -> Data:
 
 def prompts_of(texts: list[str], config: RunConfig, tokenizer: Tokenizer) -> list[tuple[np.ndarray | None, np.ndarray]]:
     """For each text (what the encoder reads, what the decoder has seen) when it is to be continued or answered."""
-    name = config.data.objective
+    name, special = config.data.objective, config.data.special
+    if special.prompts == "tokenizer" and name in ("causal", "sequence-to-sequence"):
+        found, start = tokenizer.encode_as_published(texts), np.array([tokenizer.bos_id], np.int32)
+        if ARRANGEMENTS[config.model.mode].has_source:
+            return [(ids, start) for ids in found]
+        if name == "causal":
+            return [(None, ids if len(ids) else start) for ids in found]
     if name == "causal":
         return [(None, np.concatenate([[tokenizer.bos_id], ids]).astype(np.int32)) for ids in tokenizer.encode(texts)]
     encode = (

@@ -95,8 +95,15 @@ class Tokenizer:
 
     def encode(self, texts: Sequence[str]) -> list[np.ndarray]:
         """int32 ids of each text, no special tokens added or recognised."""
+        return self._encode(texts, False)
+
+    def encode_as_published(self, texts: Sequence[str]) -> list[np.ndarray]:
+        """As `encode`, with the special tokens that the tokenizer's own file puts around a text."""
+        return self._encode(texts, True)
+
+    def _encode(self, texts: Sequence[str], special: bool) -> list[np.ndarray]:
         with _library("the tokenizer cannot encode a text"):
-            encodings = self.inner.encode_batch(list(texts), add_special_tokens=False)
+            encodings = self.inner.encode_batch(list(texts), add_special_tokens=special)
         return [np.asarray(encoding.ids, np.int32) for encoding in encodings]
 
     def encode_with_sentinels(self, text: str) -> np.ndarray:
@@ -148,14 +155,16 @@ def tokenizer_of(
     return tokenizer
 
 
-def load_tokenizer(path: str | os.PathLike[str], sentinels: int = 0) -> Tokenizer:
-    """The tokenizer in a `tokenizer.json`.
+def load_tokenizer(
+    path: str | os.PathLike[str], sentinels: int = 0, special: Mapping[str, int] | None = None
+) -> Tokenizer:
+    """The tokenizer in a `tokenizer.json`; see `tokenizer_of`.
 
     Raises:
         InputError: the file is missing or is no tokenizer that can be used.
     """
     name = os.fspath(path)
-    return tokenizer_of(decode(name, read_whole(name, MOST_BYTES)), sentinels, name)
+    return tokenizer_of(decode(name, read_whole(name, MOST_BYTES)), sentinels, name, special)
 
 
 def _byte_alphabet() -> list[str]:
@@ -233,7 +242,13 @@ TRAINERS: dict[str, Callable[[Iterable[str], int], "tk.Tokenizer"]] = {
 }
 
 
-def make_tokenizer(name: str, size: int, texts: Callable[[], Iterable[str]], sentinels: int) -> Tokenizer:
+def make_tokenizer(
+    name: str,
+    size: int,
+    texts: Callable[[], Iterable[str]],
+    sentinels: int,
+    special: Mapping[str, int] | None = None,
+) -> Tokenizer:
     """The tokenizer that `data.tokenizer` names: trained on the texts, or read from a file.
 
     Raises:
@@ -243,8 +258,8 @@ def make_tokenizer(name: str, size: int, texts: Callable[[], Iterable[str]], sen
         # as it will be read from the run's folder: the library rounds a unigram's scores when it writes them
         import tokenizers as tk
 
-        return Tokenizer(tk.Tokenizer.from_str(TRAINERS[name](texts(), size).to_str()), sentinels)
+        return Tokenizer(tk.Tokenizer.from_str(TRAINERS[name](texts(), size).to_str()), sentinels, special)
     if not name.endswith(".json") and not Path(name).exists():
         kinds = ", ".join(TRAINERS)
         raise InputError(f"data.tokenizer={name!r} is none of {kinds}, and no file.{nearest(name, TRAINERS)}")
-    return load_tokenizer(name, sentinels)
+    return load_tokenizer(name, sentinels, special)

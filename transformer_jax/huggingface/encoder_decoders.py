@@ -75,7 +75,7 @@ def _read_t5(config: Json, fields: Json) -> Json:
 def _write_t5(config: ModelConfig) -> Json:
     kinds = {pair: name for name, pair in FEED_FORWARD.items()}
     return {
-        "feed_forward_proj": kinds.get((config.activation, config.gated)),
+        "feed_forward_proj": kinds.get((config.activation, config.gated), "relu"),
         "tie_word_embeddings": config.tie_embeddings,
         "scale_decoder_outputs": config.scale_logits,
     }

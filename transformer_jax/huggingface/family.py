@@ -75,7 +75,7 @@ class Key:
         value = getattr(config, self.ours)
         if self.words is None:
             return value
-        return next((theirs for theirs, ours in self.words.items() if ours == value), None)
+        return next((theirs for theirs, ours in self.words.items() if ours == value), next(iter(self.words)))
 
 
 @dataclasses.dataclass(frozen=True)

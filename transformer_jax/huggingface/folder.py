@@ -94,6 +94,14 @@ def read_config(found: Mapping[str, Any], name: str = CONFIG) -> tuple[Family, M
         raise InputError(f"{name}: {error}") from None
 
 
+class MisfitError(InputError):
+    """A family has no such models: `fields` of them are others."""
+
+    def __init__(self, message: str, fields: int) -> None:
+        super().__init__(message)
+        self.fields = fields
+
+
 def write_config(kind: str, config: ModelConfig) -> dict[str, Any]:
     """Their config.json of a family for a model of ours.
 
@@ -110,7 +118,8 @@ def write_config(kind: str, config: ModelConfig) -> dict[str, Any]:
     other = differing(what_it_is(back), what_it_is(config))
     if other:
         fields = ", ".join(f"{name}={getattr(config, name)!r} (it has {getattr(back, name)!r})" for name in other)
-        raise InputError(f"As {kind} this model cannot be saved: {fields}.")
+        far = 100 * ("mode" in other)
+        raise MisfitError(f"As {kind} this model cannot be saved: {fields}.", far + len(other))
     return found
 
 

@@ -1,33 +1,52 @@
 """A folder of Hugging Face as a run, and a run as such a folder."""
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 
-from transformer_jax.config import DataConfig, RunConfig
+from transformer_jax.config import DataConfig, RunConfig, SpecialConfig
+from transformer_jax.config_checks import shown
+from transformer_jax.data.load import prompts_of
 from transformer_jax.data.objectives import objective_name
 from transformer_jax.data.tokenizer import MOST_BYTES, tokenizer_of
 from transformer_jax.errors import InputError
 from transformer_jax.files import decode, read_whole
 from transformer_jax.huggingface.families import FAMILIES
-from transformer_jax.huggingface.folder import CONFIG, read_json, read_pretrained, write_config, write_pretrained
+from transformer_jax.huggingface.folder import (
+    CONFIG,
+    MisfitError,
+    read_json,
+    read_pretrained,
+    write_config,
+    write_pretrained,
+)
 from transformer_jax.model.transformer import Transformer
 from transformer_jax.run import Run
 
-GENERATION, TOKENIZER = "generation_config.json", "tokenizer.json"
+GENERATION, TOKENIZER, SETTINGS = "generation_config.json", "tokenizer.json", "tokenizer_config.json"
+PROBE = "a"  # a text whose encoding is looked for in a prompt
 
 
-def special_ids(config: Mapping[str, Any], generation: Mapping[str, Any]) -> dict[str, int]:
-    """Which id has which role; what a decoder starts with is `bos`. Several ends count as the first of them."""
+def special_tokens(config: Mapping[str, Any], generation: Mapping[str, Any], mode: str) -> SpecialConfig:
+    """Which id has which role; what a decoder starts with is `bos`. Several ends count as the first of them.
+
+    Raises:
+        InputError: an id is none.
+    """
     both = {**config, **{name: value for name, value in generation.items() if value is not None}}
-    names = {"pad": "pad_token_id", "eos": "eos_token_id", "bos": "bos_token_id"}
-    if config.get("is_encoder_decoder"):
+    names = {"pad": "pad_token_id", "eos": "eos_token_id", "bos": "bos_token_id", "first": "forced_bos_token_id"}
+    if mode == "encoder-decoder":
         names["bos"] = "decoder_start_token_id"
-    found = {role: both.get(name) for role, name in names.items()}
+    found: dict[str, Any] = {role: both.get(name) for role, name in names.items()}
     found = {role: each[0] if isinstance(each, list) and each else each for role, each in found.items()}
-    return {role: each for role, each in found.items() if isinstance(each, int) and not isinstance(each, bool)}
+    for role, each in found.items():
+        if each is not None and (not isinstance(each, int) or isinstance(each, bool) or each < 0):
+            raise InputError(f"{names[role]}={shown(each)} must be the id of a token.")
+    return SpecialConfig(**found, prompts="tokenizer")
 
 
 def load_huggingface(folder: str | Path, **changes: Any) -> Run:
@@ -45,14 +64,15 @@ def load_huggingface(folder: str | Path, **changes: Any) -> Run:
     model, params = read_pretrained(folder, **changes)
     found = read_json(folder / CONFIG)
     generation = read_json(folder / GENERATION) if (folder / GENERATION).exists() else {}
+    special = special_tokens(found, generation, model.mode)
     tokenizer: Any = None
     if (folder / TOKENIZER).exists():
         path = folder / TOKENIZER
         text = decode(path, read_whole(path, MOST_BYTES))
-        tokenizer = tokenizer_of(text, name=str(path), special=special_ids(found, generation))
+        tokenizer = tokenizer_of(text, name=str(path), special=special.ids)
     kind = "pairs" if model.mode == "encoder-decoder" else "text"
     objective: Any = objective_name(kind, model, DataConfig())
-    data = DataConfig(objective=objective)
+    data = DataConfig(objective=objective, special=special)
     config = RunConfig(recipe=folder.name, model=model, data=data)
     return Run(config, Transformer(model), jax.tree.map(jax.numpy.asarray, params), tokenizer, 0)
 
@@ -63,14 +83,36 @@ def family_of(run: Run) -> str:
     Raises:
         InputError: there is none; the message says what stands in the way of the nearest.
     """
-    reasons = []
+    nearest: tuple[int, str] | None = None
     for kind in FAMILIES:
         try:
             write_config(kind, run.config.model)
             return kind
-        except InputError as error:
-            reasons.append(str(error))
-    raise InputError(f"No family of transformers has such a model. {min(reasons, key=len)}")
+        except MisfitError as error:
+            nearest = min(nearest or (error.fields, str(error)), (error.fields, str(error)))
+        except InputError:
+            continue
+    raise InputError(f"No family of transformers has such a model. {nearest[1] if nearest else ''}".rstrip())
+
+
+def as_published(run: Run) -> dict[str, str]:
+    """The tokenizer's files, whose encoding of a text is what the model is prompted with."""
+    tokenizer = run.tokenizer
+    text, names = tokenizer.to_json(), {role: getattr(tokenizer, f"{role}_id") for role in ("pad", "bos", "eos", "unk")}
+    if run.config.data.special.prompts == "roles":
+        import tokenizers as tk
+
+        source, seen = prompts_of([PROBE], run.config, tokenizer)[0]
+        prompt, inside = seen if source is None else source, tokenizer.encode([PROBE])[0]
+        place = next(i for i in range(len(prompt)) if np.array_equal(prompt[i : i + len(inside)], inside))
+        around = [tokenizer.tokens(part) for part in (prompt[:place], prompt[place + len(inside) :])]
+        special = [(name, tokenizer.inner.token_to_id(name)) for name in dict.fromkeys(around[0] + around[1])]
+        inner = tk.Tokenizer.from_str(text)
+        inner.post_processor = tk.processors.TemplateProcessing([*around[0], "$A", *around[1]], None, special)
+        text = inner.to_str(pretty=True)
+    settings = {f"{role}_token": tokenizer.tokens([number])[0] for role, number in names.items()}
+    settings |= {"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": run.config.model.max_length}
+    return {TOKENIZER: text, SETTINGS: json.dumps(settings, indent=2, sort_keys=True, ensure_ascii=False) + "\n"}
 
 
 def save_huggingface(folder: str | Path, run: Run, family: str = "") -> None:
@@ -86,11 +128,16 @@ def save_huggingface(folder: str | Path, run: Run, family: str = "") -> None:
     """
     if family and family not in FAMILIES:
         raise InputError(f"family={family!r} must be one of {', '.join(FAMILIES)}.")
-    folder, tokenizer, ids = Path(folder), run.tokenizer, {}
+    folder, tokenizer, ids, both = Path(folder), run.tokenizer, {}, run.config.model.mode == "encoder-decoder"
     if tokenizer is not None:
         ids = {"pad_token_id": tokenizer.pad_id, "eos_token_id": tokenizer.eos_id, "bos_token_id": tokenizer.bos_id}
-        if run.config.model.mode == "encoder-decoder":
-            ids |= {"decoder_start_token_id": tokenizer.bos_id, "is_encoder_decoder": True}
-    write_pretrained(folder, family or family_of(run), run.config.model, run.params, **ids)
+        ids |= {"decoder_start_token_id": tokenizer.bos_id} if both else {}
+    more: Any = {"is_encoder_decoder": True} if both else {}
+    write_pretrained(folder, family or family_of(run), run.config.model, run.params, **ids, **more)
     if tokenizer is not None:
-        (folder / TOKENIZER).write_text(tokenizer.to_json(), "utf-8")
+        texts = as_published(run)
+        first = run.config.data.special.first
+        ids |= {} if first is None else {"forced_bos_token_id": first}
+        texts |= {GENERATION: json.dumps(ids, indent=2, sort_keys=True) + "\n"}
+        for name, text in texts.items():
+            (folder / name).write_text(text, "utf-8")

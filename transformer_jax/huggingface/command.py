@@ -1,0 +1,118 @@
+"""`transformer-jax import` and `transformer-jax export`: published weights as a run, and a run as published weights."""
+
+import dataclasses
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import tyro
+
+from transformer_jax.errors import InputError, StorageError
+from transformer_jax.flags import RunFolder, parse
+
+if TYPE_CHECKING:
+    from transformer_jax.run import Run
+
+
+@dataclasses.dataclass(frozen=True)
+class ImportArguments:
+    source: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="FOLDER")]
+    """What `transformers` has saved: config.json, weights in safetensors, tokenizer.json."""
+    run: RunFolder
+    """The run's folder that is made."""
+    tokenizer: Path | None = None
+    """A tokenizer.json, where the folder has none."""
+
+
+@dataclasses.dataclass(frozen=True)
+class ExportArguments:
+    run: RunFolder
+    """A run's folder."""
+    target: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="FOLDER")]
+    """The folder that is made, for `transformers` to load."""
+    family: str = ""
+    """The model_type, such as llama. None given: the first whose models are like the run's."""
+    checkpoint: str = "newest"
+    """The checkpoint to read: newest, best (as --checkpoint.best of the run says), or a step."""
+
+
+def check_new(folder: str, what: str) -> Path:
+    """The path of a folder that is to be made. Raises InputError where there is something already."""
+    path = Path(folder)
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise InputError(f"{folder}: there is something already, and {what} replaces nothing. Give another folder.")
+    return path
+
+
+def save_run(folder: Path, run: "Run", facts: dict[str, Any]) -> None:
+    """A run with one checkpoint, of its parameters, that `load_run` reads.
+
+    Raises:
+        StorageError: it cannot be written.
+    """
+    import optax
+
+    from transformer_jax.checkpoint import Checkpoints
+    from transformer_jax.config_file import to_json
+    from transformer_jax.resume import write_papers
+    from transformer_jax.run import CHECKPOINTS, CONFIG, TOKENIZER
+    from transformer_jax.step import TrainState
+    from transformer_jax.workdir import opened
+
+    papers = {TOKENIZER: run.tokenizer.to_json(), CONFIG: to_json(run.config)}
+    state = TrainState.create(run.params, optax.identity(), run.config.seed)
+    with opened(folder), Checkpoints(folder / CHECKPOINTS, run.config.checkpoint) as checkpoints:
+        checkpoints.open()
+        checkpoints.save(run.step, state, papers, {"data": {}, "scores": {}} | facts)
+        checkpoints.wait()
+        if failures := checkpoints.failures():
+            raise StorageError(f"{folder}: cannot be written: {' '.join(str(failures[0][1]).split())[:300]}.")
+        write_papers(folder, papers)
+
+
+def command_import(arguments: list[str]) -> int:
+    """makes a run of published weights: import FOLDER RUN"""
+    args = parse(ImportArguments, "transformer-jax import", arguments, "Makes a run of published weights.")
+    from transformer_jax.data.load import check_vocabulary
+    from transformer_jax.data.tokenizer import load_tokenizer
+    from transformer_jax.host import prepare
+    from transformer_jax.huggingface.run import load_huggingface
+
+    prepare()
+    folder = check_new(args.run, "import")
+    run = load_huggingface(args.source)
+    special = run.config.data.special
+    if args.tokenizer is not None:
+        run = dataclasses.replace(run, tokenizer=load_tokenizer(args.tokenizer, special=special.ids))
+    if run.tokenizer is None:
+        raise InputError(f"{args.source}: there is no tokenizer.json. Give one by --tokenizer.")
+    check_vocabulary(run.config.model, run.tokenizer)
+    run = dataclasses.replace(run, config=dataclasses.replace(run.config, workdir=str(folder)))
+    save_run(folder, run, {"imported": str(args.source)})
+    print(f"{folder}: {_summary(run)}. Next: transformer-jax generate {folder}, or train --init-from {folder}.")
+    return 0
+
+
+def _summary(run: "Run") -> str:
+    import jax
+
+    count = sum(leaf.size for leaf in jax.tree.leaves(run.params))
+    return f"{run.config.model.mode}, {count:,} parameters, {run.tokenizer.size:,} tokens"
+
+
+def command_export(arguments: list[str]) -> int:
+    """saves a run for `transformers` to load: export RUN FOLDER"""
+    args = parse(ExportArguments, "transformer-jax export", arguments, "Saves a run for `transformers` to load.")
+    from transformer_jax.host import prepare
+    from transformer_jax.huggingface.run import family_of, save_huggingface
+    from transformer_jax.run import load_run
+
+    prepare()
+    folder = check_new(args.target, "export")
+    run = load_run(args.run, args.checkpoint)
+    family = args.family or family_of(run)
+    try:
+        save_huggingface(folder, run, family)
+    except OSError as error:
+        raise StorageError(f"{folder}: cannot be written ({error.strerror}).") from None
+    print(f"{folder}: {family}, {_summary(run)}, step {run.step}.")
+    return 0
