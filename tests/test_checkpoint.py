@@ -73,7 +73,7 @@ def test_a_state_comes_back_to_the_bit(tmp_path, ema, norms):
     for x, y in zip(jax.tree.leaves(again), jax.tree.leaves(state), strict=True):
         assert x.dtype == y.dtype
         np.testing.assert_array_equal(np.asarray(x), np.asarray(y))
-    best = restore_params(unit, template.params)
+    best, _ = restore_params(unit, template.params)
     np.testing.assert_array_equal(best["linear"]["w_DF"], state.best_params["linear"]["w_DF"])
     assert {name: (unit / name).read_text() for name in PAPERS} == PAPERS
     assert facts_of(unit)["step"] == 7

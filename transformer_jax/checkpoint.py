@@ -189,13 +189,15 @@ def restore(unit: Path, state: TrainState) -> TrainState:
         CheckpointError: it is of another model or optimizer.
     """
     restored = restore_tree(unit, **_items(state))
-    return state.replace(params=restored["params"], ema=restored.get("ema"), **restored["training"])
+    apart = {name: restored.get(name) for name in ("ema", "frozen")}
+    return state.replace(params=restored["params"], **apart, **restored["training"])
 
 
-def restore_params(unit: Path, template: Any) -> Any:
-    """The parameters alone, the moving average where the run keeps one."""
+def restore_params(unit: Path, template: Any, frozen: Any = None) -> tuple[Any, Any]:
+    """The parameters alone, the moving average where the run keeps one; and those that no step changes, or None."""
     name = "ema" if (unit / STATE / "ema").exists() else "params"
-    return restore_tree(unit, **{name: template})[name]
+    found = restore_tree(unit, **{name: template}, **({} if frozen is None else {"frozen": frozen}))
+    return found[name], found.get("frozen")
 
 
 def _items(state: TrainState) -> dict[str, Any]:
@@ -203,7 +205,8 @@ def _items(state: TrainState) -> dict[str, Any]:
     rest = {"step": state.step, "opt_state": state.opt_state, "seed": state.seed, "skipped": state.skipped}
     if state.norms is not None:
         rest["norms"] = state.norms
-    return {"params": state.params, "training": rest} | ({} if state.ema is None else {"ema": state.ema})
+    apart = {name: getattr(state, name) for name in ("ema", "frozen") if getattr(state, name) is not None}
+    return {"params": state.params, "training": rest} | apart
 
 
 def _layout(items: Mapping[str, Any]) -> dict[str, str]:

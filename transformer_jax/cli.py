@@ -23,22 +23,20 @@ from transformer_jax.huggingface.command import command_export, command_import
 from transformer_jax.recipes import RECIPES, find_recipe
 
 
-def _take_config(arguments: list[str]) -> tuple[RunConfig | None, list[str]]:
-    """The config that `--config FILE` names, and the other arguments."""
-    rest = []
-    found = None
-    words = iter(arguments)
+def _take(flag: str, what: str, arguments: list[str]) -> tuple[str, list[str]]:
+    """The value of a flag that decides what the others begin with, and the other arguments."""
+    rest, found, words = [], "", iter(arguments)
     for word in words:
         name, equals, value = word.partition("=")
-        if name == "--config":
-            value = value if equals else next(words, "")
-            if not value:
-                raise InputError("--config needs a file.")
-            if found is not None:
-                raise InputError(f"--config {value}: give one config, not several.")
-            found = read_config(value)
-        else:
+        if name != flag:
             rest.append(word)
+            continue
+        value = value if equals else next(words, "")
+        if not value:
+            raise InputError(f"{flag} needs a {what}.")
+        if found:
+            raise InputError(f"{flag} {value}: give one {what}, not several.")
+        found = value
     return found, rest
 
 
@@ -53,7 +51,9 @@ def parse_run(arguments: list[str], command: str = "train", kind: type[RunConfig
     Raises:
         InputError: the recipe or the config file is wrong. A wrong flag ends the process with status 2.
     """
-    saved, arguments = _take_config(arguments)
+    path, arguments = _take("--config", "file", arguments)
+    start, arguments = _take("--init-from", "folder", arguments)
+    saved = read_config(path) if path else None
     name = arguments.pop(0) if arguments and not arguments[0].startswith("-") else ""
     if saved is not None and name:
         raise InputError(f"Give a recipe ({name}) or --config, not both.")
@@ -63,6 +63,10 @@ def parse_run(arguments: list[str], command: str = "train", kind: type[RunConfig
         settings = f"{command} takes a recipe, not a folder; a run's settings are --config {Path(name) / 'config.json'}"
         raise InputError(f"{name}: {'not a run: it has no config.json' if command == 'describe' else settings}.")
     base = saved if saved is not None else find_recipe(name or "dates")
+    if start:
+        from transformer_jax.initial import based_on
+
+        base = based_on(base, start)
     about = RECIPES[base.recipe].__doc__ if base.recipe in RECIPES else ""
     usage = f"Recipe {base.recipe}. {about}\n\nRecipes: {', '.join(RECIPES)}. --config FILE reruns a saved config.json."
     run = parse(kind, f"transformer-jax {command} [RECIPE]", arguments, usage, opened(_as(kind, base)))

@@ -184,6 +184,33 @@ class LossConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class TuningConfig:
+    """Which parameters move; all of them where nothing is given. Patterns are regular expressions that fit anywhere in
+    the path of a parameter, such as decoder/block_0/self_attention/query/w_DHK."""
+
+    freeze: tuple[str, ...] = ()
+    """Patterns of parameters that stay as they are."""
+    lora: tuple[str, ...] = ()
+    """PATTERN=RANK: weights that get an adapter of that rank (Hu et al. 2022), and nothing else moves. Such as
+    attention/(query|value)=8."""
+    lora_alpha: float = 16.0
+    """Adapters are multiplied by this over their rank."""
+
+    def __post_init__(self) -> None:
+        check_types(self)
+        if self.freeze and self.lora:
+            raise ValueError("freeze and lora: with adapters all else is frozen; give one of them.")
+        for text in self.lora:
+            if not re.fullmatch(r".+=[1-9][0-9]*", text):
+                raise ValueError(f"lora={text!r} must be PATTERN=RANK, such as attention/(query|value)=8.")
+        for pattern in (*self.freeze, *(text.rpartition("=")[0] for text in self.lora)):
+            try:
+                re.compile(pattern)
+            except re.error as error:
+                raise ValueError(f"{pattern!r} is no regular expression: {error}.") from None
+
+
+@dataclasses.dataclass(frozen=True)
 class ParallelConfig:
     """Where arrays live."""
 
@@ -280,6 +307,9 @@ class RunConfig:
     """Validation examples decoded for exact match (pairs); a few of them are written to samples.txt."""
     max_new_tokens: int = 128
     """Tokens that a sample may have."""
+    init_from: str = ""
+    """A run's folder, or one that `transformers` has saved, whose parameters, model and tokenizer this run starts
+    from. Nothing given: parameters are drawn."""
     stop_at: int = 0
     """Stop, with everything saved, at this step of the schedule; 0 is the end."""
     stop_after: str = ""
@@ -297,6 +327,7 @@ class RunConfig:
     data: DataConfig = DataConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     loss: LossConfig = LossConfig()
+    tuning: TuningConfig = TuningConfig()
     parallel: ParallelConfig = ParallelConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
 

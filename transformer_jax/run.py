@@ -22,7 +22,9 @@ from transformer_jax.optimizer import make_optimizer
 from transformer_jax.partition import Partitioner
 from transformer_jax.step import Metrics, TrainState, train_step
 from transformer_jax.tokens import Tokens
+from transformer_jax.tuning import join, split
 
+ADAPTERS = 0x10AA  # what is folded into the key of the parameters for those of adapters
 ONE_DEVICE = Partitioner("jit", None)
 CONFIG, TOKENIZER, CHECKPOINTS = "config.json", "tokenizer.json", "checkpoints"
 
@@ -37,6 +39,7 @@ class Run:
         params: its parameters, those that evaluation uses.
         tokenizer: text <-> ids; None where an imported model has none.
         step: the number of updates that made the parameters.
+        adapters: LoRA's, which `params` have in them; None where there are none.
     """
 
     config: RunConfig
@@ -44,6 +47,7 @@ class Run:
     params: Any
     tokenizer: Tokenizer | Any
     step: int
+    adapters: Any = None
 
 
 def example_inputs(config: ModelConfig, batch_size: int = 1, length: int = 2) -> tuple[Tokens, Tokens | None]:
@@ -58,12 +62,20 @@ def abstract_params(config: ModelConfig, partitioner: Partitioner = ONE_DEVICE) 
     return partitioner.abstract(Transformer(config).init, jax.random.key(0), target, source)["params"]
 
 
-def first_state(config: RunConfig, key: jax.Array) -> TrainState:
-    """The state before the first step, a pure function of the key."""
-    params = Transformer(config.model).init(key, *example_inputs(config.model))["params"]
+def first_state(config: RunConfig, key: jax.Array, params: Any = None) -> TrainState:
+    """The state before the first step, a pure function of the key and of the model's parameters, where there are any
+    to start from."""
+    if params is None:
+        params = Transformer(config.model).init(key, *example_inputs(config.model))["params"]
+    params, frozen = split(params, config.tuning, jax.random.fold_in(key, ADAPTERS))
     optimizer = make_optimizer(config.optimizer, config.steps)
     keeps = dict(ema=config.optimizer.ema_decay > 0, norms=config.optimizer.spike_factor > 0)
-    return TrainState.create(params, optimizer, config.seed, **keeps)
+    return TrainState.create(params, optimizer, config.seed, frozen=frozen, **keeps)
+
+
+def join_of(config: RunConfig) -> Callable[[Any, Any], Any]:
+    """(what is trained, what stays) -> the model's parameters."""
+    return functools.partial(join, config=config.tuning)
 
 
 def step_of(config: RunConfig) -> Callable[..., tuple[TrainState, Metrics]]:
@@ -75,6 +87,7 @@ def step_of(config: RunConfig) -> Callable[..., tuple[TrainState, Metrics]]:
         accumulate=config.optimizer.accumulate,
         ema_decay=config.optimizer.ema_decay,
         spike_factor=config.optimizer.spike_factor,
+        join=join_of(config),
     )
 
 
@@ -96,5 +109,7 @@ def load_run(folder: str | Path, checkpoint: str = "newest", partitioner: Partit
     config = read_config(unit / CONFIG)
     tokenizer = load_tokenizer(unit / TOKENIZER, special=config.data.special.ids)
     check_vocabulary(config.model, tokenizer)
-    params = restore_params(unit, abstract_params(config.model, partitioner))
-    return Run(config, Transformer(config.model), params, tokenizer, int(unit.name))
+    shapes = partitioner.abstract(functools.partial(first_state, config), jax.random.key(0))
+    trained, stays = restore_params(unit, shapes.params, shapes.frozen)
+    params, adapters = join_of(config)(trained, stays), trained if config.tuning.lora else None
+    return Run(config, Transformer(config.model), params, tokenizer, int(unit.name), adapters)

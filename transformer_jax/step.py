@@ -32,6 +32,7 @@ class TrainState(struct.PyTreeNode):
         skipped: int32, steps that were left out because their numbers were not finite, or a spike.
         norms: float32[SPIKE_WINDOW], gradient norms of the latest steps, NaN where there is none yet; None without a
             guard against spikes.
+        frozen: parameters that no step changes, None where there are none; see `tuning`.
     """
 
     step: Array
@@ -41,10 +42,17 @@ class TrainState(struct.PyTreeNode):
     ema: Any = None
     skipped: Any = None
     norms: Any = None
+    frozen: Any = None
 
     @classmethod
     def create(
-        cls, params: Any, optimizer: optax.GradientTransformation, seed: int, ema: bool = False, norms: bool = False
+        cls,
+        params: Any,
+        optimizer: optax.GradientTransformation,
+        seed: int,
+        ema: bool = False,
+        norms: bool = False,
+        frozen: Any = None,
     ) -> "TrainState":
         """The state before the first step."""
         return cls(
@@ -55,6 +63,7 @@ class TrainState(struct.PyTreeNode):
             ema=jax.tree.map(jnp.copy, params) if ema else None,
             skipped=jnp.zeros((), jnp.int32),
             norms=jnp.full(SPIKE_WINDOW, jnp.nan) if norms else None,
+            frozen=frozen,
         )
 
     @property
@@ -71,7 +80,7 @@ class Updated(NamedTuple):
     ema: Any
 
 
-def identity(tree: Any) -> Any:
+def identity(tree: Any, *_: Any) -> Any:
     return tree
 
 
@@ -163,6 +172,7 @@ def train_step(
     spike_factor: float = 0.0,
     reduce: Callable[[Any], Any] = identity,
     part: Array | int = 0,
+    join: Callable[[Any, Any], Any] = identity,
 ) -> tuple[TrainState, Metrics]:
     """One update. Everything is a sum until one division by the number of tokens.
 
@@ -181,11 +191,16 @@ def train_step(
             the state has those.
         reduce: adds a tree of sums over devices, where a device sees a part of the batch only.
         part: which part it sees, so that no two drop out alike.
+        join: (params, frozen) of the state -> the model's parameters.
 
     Returns:
         The next state, and `loss`, `accuracy`, `tokens`, `grad_norm` of this step, before clipping, and `skipped`,
         why it was left out, 0 where it was not; of a mixture of experts also `balance` (1 is even), `router_z` and
         `dropped` (the share of choices that found no place), means over tokens and layers.
     """
-    grads, sums = reduce(gradient_sums(loss, state.params, batch, step_key(state, part), accumulate))
+
+    def whole(params: Any, batch: Batch, key: Array | None) -> tuple[Array, Metrics]:
+        return loss(join(params, state.frozen), batch, key)
+
+    grads, sums = reduce(gradient_sums(whole, state.params, batch, step_key(state, part), accumulate))
     return apply_gradients(state, grads, sums, optimizer=optimizer, ema_decay=ema_decay, spike_factor=spike_factor)

@@ -20,11 +20,12 @@ from transformer_jax.data.sources import Pairs
 from transformer_jax.diagnose import make_diagnosis
 from transformer_jax.errors import InputError
 from transformer_jax.evaluate import answer, exact_match, make_evaluator
+from transformer_jax.initial import initial_params
 from transformer_jax.model.transformer import Transformer
 from transformer_jax.objective import make_loss
 from transformer_jax.optimizer import make_schedule
 from transformer_jax.partition import Partitioner, part_bytes
-from transformer_jax.run import CONFIG, TOKENIZER, first_state
+from transformer_jax.run import CONFIG, TOKENIZER, first_state, join_of
 from transformer_jax.step import TrainState
 from transformer_jax.tokens import Batch, check_batch
 
@@ -84,7 +85,10 @@ class Trainer:
 
     def first_state(self) -> TrainState:
         """The state before the first step."""
-        return self.partitioner.init(self.make, jax.random.key(self.config.seed))
+        key, config = jax.random.key(self.config.seed), self.config
+        if not config.init_from:
+            return self.partitioner.init(self.make, key)
+        return self.partitioner.init(self.make, key, initial_params(config))
 
     def draw(self, step: int) -> Drawn:
         """The batch of a step, all of whose ids and positions are in their tables."""
@@ -108,7 +112,8 @@ class Trainer:
         loss = make_loss(self.model, self.config.loss)
         key = jax.random.fold_in(jax.random.key(self.config.seed), step - 1)
         batch = self.partitioner.put(drawn.batch, self.config.batch_size)
-        return make_diagnosis(self.model, loss, self.partitioner, key)(state.params, batch)
+        params = join_of(self.config)(state.params, state.frozen)
+        return make_diagnosis(self.model, loss, self.partitioner, key)(params, batch)
 
     def evaluate(self, step: int, state: TrainState, pause: Callable[[], None]) -> dict[str, Any]:
         """Scores on validation data, with sample outputs written to samples.txt. All rows are read after the last step.
@@ -124,8 +129,9 @@ class Trainer:
                 pause()
                 yield batch
 
-        scores = self.evaluator(state.best_params, rows())
-        return {"step": step, "split": "validation"} | scores | self._sample(step, state, pause)
+        params = self.whole(state)
+        scores = self.evaluator(params, rows())
+        return {"step": step, "split": "validation"} | scores | self._sample(step, params, pause)
 
     def _start_of(self, document: str) -> str:
         """The first letters of a document, few enough to leave half of the model's length for what follows."""
@@ -135,9 +141,16 @@ class Trainer:
             start = start[: len(start) // 2]
         return start
 
-    def _sample(self, step: int, state: TrainState, pause: Callable[[], None]) -> dict[str, Any]:
+    def whole(self, state: TrainState) -> Any:
+        """The model's parameters that evaluation uses."""
+        if state.frozen is None:
+            return state.best_params
+        with self.partitioner.scope():
+            return jax.jit(join_of(self.config))(state.best_params, state.frozen)
+
+    def _sample(self, step: int, params: Any, pause: Callable[[], None]) -> dict[str, Any]:
         run, held_out = self.config, self.data.held_out
-        params = self.partitioner.for_decoding(state.best_params)
+        params = self.partitioner.for_decoding(params)
 
         def respond(texts: list[str], **options: Any) -> list[str]:
             with self.partitioner.scope():

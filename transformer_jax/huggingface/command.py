@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
+from transformer_jax.config_model import Mode
 from transformer_jax.errors import InputError, StorageError
 from transformer_jax.flags import RunFolder, parse
 
@@ -21,6 +22,9 @@ class ImportArguments:
     """The run's folder that is made."""
     tokenizer: Path | None = None
     """A tokenizer.json, where the folder has none."""
+    mode: Annotated[Mode | None, tyro.conf.arg(name="as")] = None
+    """Make a model of this mode of it. Of a decoder-only model an encoder-decoder: the encoder begins as the decoder,
+    cross-attention as self-attention. Of an encoder-decoder its decoder without cross-attention. Both want training."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,6 +35,8 @@ class ExportArguments:
     """The folder that is made, for `transformers` to load."""
     family: str = ""
     """The model_type, such as llama. None given: the first whose models are like the run's."""
+    adapter: bool = False
+    """Save LoRA's adapters alone, for PEFT. Else they are merged into the model."""
     checkpoint: str = "newest"
     """The checkpoint to read: newest, best (as --checkpoint.best of the run says), or a step."""
 
@@ -76,6 +82,7 @@ def command_import(arguments: list[str]) -> int:
     from transformer_jax.data.tokenizer import load_tokenizer
     from transformer_jax.host import prepare
     from transformer_jax.huggingface.run import load_huggingface
+    from transformer_jax.huggingface.surgery import turned
 
     prepare()
     folder = check_new(args.run, "import")
@@ -85,6 +92,8 @@ def command_import(arguments: list[str]) -> int:
         run = dataclasses.replace(run, tokenizer=load_tokenizer(args.tokenizer, special=special.ids))
     if run.tokenizer is None:
         raise InputError(f"{args.source}: there is no tokenizer.json. Give one by --tokenizer.")
+    if args.mode is not None:
+        run = turned(run, args.mode)
     check_vocabulary(run.config.model, run.tokenizer)
     run = dataclasses.replace(run, config=dataclasses.replace(run.config, workdir=str(folder)))
     save_run(folder, run, {"imported": str(args.source)})
@@ -101,8 +110,10 @@ def _summary(run: "Run") -> str:
 
 def command_export(arguments: list[str]) -> int:
     """saves a run for `transformers` to load: export RUN FOLDER"""
-    args = parse(ExportArguments, "transformer-jax export", arguments, "Saves a run for `transformers` to load.")
+    about = "Saves a run for `transformers` to load."
+    args = parse(ExportArguments, "transformer-jax export", arguments, about, switches=True)
     from transformer_jax.host import prepare
+    from transformer_jax.huggingface.adapters import write_adapters
     from transformer_jax.huggingface.run import family_of, save_huggingface
     from transformer_jax.run import load_run
 
@@ -111,8 +122,12 @@ def command_export(arguments: list[str]) -> int:
     run = load_run(args.run, args.checkpoint)
     family = args.family or family_of(run)
     try:
-        save_huggingface(folder, run, family)
+        if args.adapter:
+            write_adapters(folder, family, run)
+        else:
+            save_huggingface(folder, run, family)
     except OSError as error:
         raise StorageError(f"{folder}: cannot be written ({error.strerror}).") from None
-    print(f"{folder}: {family}, {_summary(run)}, step {run.step}.")
+    what = "adapters alone, of " if args.adapter else ""
+    print(f"{folder}: {what}{family}, {_summary(run)}, step {run.step}.")
     return 0

@@ -262,6 +262,18 @@ def _tying(family: Family, config: ModelConfig, tensors: Tensors) -> dict[str, b
     return {} if np.array_equal(tensors[name], tensors[family.copies[name]]) else {"tie_embeddings": False}
 
 
+def read_model(folder: str | Path) -> ModelConfig:
+    """The config of a model that `transformers` has saved, whose weights are looked at and not read.
+
+    Raises:
+        InputError: see `read_pretrained`.
+    """
+    folder = Path(folder)
+    family, config = read_config(read_json(folder / CONFIG), str(folder / CONFIG))
+    with Tensors(folder) as tensors:
+        return config.replace(**_tying(family, config, tensors))
+
+
 def read_pretrained(folder: str | Path, **changes: Any) -> tuple[ModelConfig, dict[str, Any]]:
     """The config and the parameters of a model that `transformers` has saved.
 

@@ -49,6 +49,12 @@ def special_tokens(config: Mapping[str, Any], generation: Mapping[str, Any], mod
     return SpecialConfig(**found, prompts="tokenizer")
 
 
+def special_tokens_of(folder: Path, config: Mapping[str, Any], mode: str) -> SpecialConfig:
+    """`special_tokens` of a folder."""
+    generation = read_json(folder / GENERATION) if (folder / GENERATION).exists() else {}
+    return special_tokens(config, generation, mode)
+
+
 def load_huggingface(folder: str | Path, **changes: Any) -> Run:
     """A model that `transformers` has saved, as `load_run` gives one that was trained here.
 
@@ -62,9 +68,7 @@ def load_huggingface(folder: str | Path, **changes: Any) -> Run:
     """
     folder = Path(folder)
     model, params = read_pretrained(folder, **changes)
-    found = read_json(folder / CONFIG)
-    generation = read_json(folder / GENERATION) if (folder / GENERATION).exists() else {}
-    special = special_tokens(found, generation, model.mode)
+    special = special_tokens_of(folder, read_json(folder / CONFIG), model.mode)
     tokenizer: Any = None
     if (folder / TOKENIZER).exists():
         path = folder / TOKENIZER

@@ -1,0 +1,83 @@
+"""What a run starts from where it is told to: the model, tokenizer and parameters of another run, or of a folder that
+`transformers` has saved."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import jax
+from flax.traverse_util import flatten_dict, unflatten_dict
+
+from transformer_jax.axes import letters_of
+from transformer_jax.config import ModelConfig, RunConfig, SpecialConfig
+from transformer_jax.config_file import read_config
+from transformer_jax.errors import InputError
+from transformer_jax.huggingface.folder import differing, read_json, read_model, what_it_is
+from transformer_jax.huggingface.run import load_huggingface, special_tokens_of
+from transformer_jax.run import CHECKPOINTS, CONFIG, TOKENIZER, abstract_params, load_run
+from transformer_jax.tuning import resized
+
+# What may be another than in the model that a run starts from, besides what changes nothing of what it computes.
+FREE = ("vocab_size", "max_length", "rope", "windows")
+
+
+def is_run(folder: Path) -> bool:
+    """Whether a folder is of a run that was trained here."""
+    return (folder / CHECKPOINTS).is_dir()
+
+
+def _source(folder: Path) -> tuple[ModelConfig, SpecialConfig]:
+    if not (folder / CONFIG).exists():
+        raise InputError(f"--init-from {folder}: no run's folder, and none of transformers: it has no {CONFIG}.")
+    if is_run(folder):
+        found = read_config(folder / CONFIG)
+        return found.model, found.data.special
+    model = read_model(folder)
+    return model, special_tokens_of(folder, read_json(folder / CONFIG), model.mode)
+
+
+def based_on(run: RunConfig, folder: str) -> RunConfig:
+    """A run's settings with the model and the tokenizer of a folder.
+
+    Raises:
+        InputError: the folder is none to start from.
+    """
+    model, special = _source(Path(folder))
+    tokenizer = Path(folder) / TOKENIZER
+    if not tokenizer.exists():
+        raise InputError(f"--init-from {folder}: there is no {TOKENIZER} in it.")
+    special = dataclasses.replace(special, prompts="roles")
+    data = dataclasses.replace(run.data, tokenizer=str(tokenizer), special=special, objective="auto")
+    return dataclasses.replace(run, init_from=folder, model=model, data=data)
+
+
+def initial_params(run: RunConfig) -> Any:
+    """The parameters that a run starts from, in the shapes of its model: a vocabulary of another size is cut, or grows
+    by rows that are the mean of all.
+
+    Raises:
+        InputError: they are those of another model.
+    """
+    folder = Path(run.init_from)
+    if is_run(folder):
+        source = load_run(folder)
+    else:
+        source = load_huggingface(folder, scan_layers=run.model.scan_layers, param_dtype=run.model.param_dtype)
+    there, here = what_it_is(source.config.model), what_it_is(run.model)
+    if other := [name for name in differing(there, here) if name not in FREE]:
+        raise InputError(
+            f"--init-from {folder}: model.{other[0]} is {getattr(there, other[0])!r} there and "
+            f"{getattr(here, other[0])!r} here."
+        )
+    found: dict[str, Any] = dict(flatten_dict(source.params, sep="/"))
+    shapes: dict[str, Any] = dict(flatten_dict(abstract_params(run.model), sep="/"))
+    made = {}
+    for path, wanted in shapes.items():
+        x, letters = found.get(path), letters_of(path.split("/"), wanted.ndim)
+        if x is not None and x.shape != wanted.shape and "V" in letters:
+            x = resized(jax.numpy.asarray(x), wanted.shape[letters.index("V")], letters.index("V"))
+        if x is None or x.shape != wanted.shape:
+            have = "not there" if x is None else f"of the shape {list(x.shape)}"
+            raise InputError(f"--init-from {folder}: {path} is {have}, where this run has {list(wanted.shape)}.")
+        made[path] = x.astype(wanted.dtype)
+    return unflatten_dict(made, sep="/")
