@@ -72,6 +72,7 @@ FILES = {
     "mixed/a.txt": "a text",
     "mixed/b.jsonl": '{"source": "a", "target": "b"}\n',
     "docs/readme.md": "no data",
+    "published/config.json": config(model_type="llama"),
     # configs
     "unknown.json": config(stpes=3),
     "deeper.json": config(num_layers=3),
@@ -241,7 +242,7 @@ TRAIN = [
     # configs
     Bad("train --config", "--config needs a file"),
     Bad("train pairs --config RUN/config.json", r"recipe \(pairs\) or --config, not both"),
-    Bad("train --config RUN/config.json --config RUN/config.json", "one config, not several"),
+    Bad("train --config RUN/config.json --config RUN/config.json", "give one file, not several"),
     Bad("train --config missing.json", "missing.json: no such file"),
     Bad("train --config docs", "docs: cannot be read .it is a folder"),
     Bad("train --config unknown.json", "unknown.json: unknown field 'stpes'. Did you mean 'steps'?"),
@@ -381,7 +382,34 @@ OTHER = [
     Bad("tarin", "Unknown command 'tarin'. Did you mean 'train'?"),
     Bad("--hepl", "Unknown command '--hepl'"),
 ]
-BAD = TRAIN + GENERATE + EVALUATE + DESCRIBE + VERIFY + OTHER
+MOVED = [
+    Bad("import", "FOLDER"),
+    Bad("import docs new", "docs/config.json: no such file"),
+    Bad("import RUN new", "RUN/config.json: model_type .* is none of gpt2"),
+    Bad("import published new", "published/config.json: config.json has no 'hidden_size'|has no"),
+    Bad("import published RUN", "RUN: there is something already, and import replaces nothing"),
+    Bad("import published new --as decoder", "--as.*decoder-only"),
+    Bad("export RUN", "FOLDER"),
+    Bad("export docs new", "docs: not a run's folder"),
+    Bad("export RUN docs", "docs: there is something already, and export replaces nothing"),
+    Bad("export RUN new --family llma", "family='llma' must be one of|llma"),
+    Bad("export RUN new --family t5", "As t5 this model cannot be saved: mode='decoder-only'"),
+    Bad("export RUN new", "No family of transformers has such a model. As .* this model cannot be saved"),
+    Bad("export RUN new --adapter --family llama", "no adapters"),
+    Bad("export RUN new --checkpoint 5", "there is no checkpoint '5'"),
+    Bad("train pairs --init-from", "--init-from needs a folder"),
+    Bad("train pairs --init-from docs", "--init-from docs: no run's folder, and none of transformers"),
+    Bad("train pairs --init-from RUN --init-from RUN", "give one folder, not several"),
+    Bad("train pairs --init-from RUN --model.d-model 32", "--init-from RUN: model.d_model is 16 there and 32 here"),
+    Bad("train pairs --tuning.lora attention", "lora='attention' must be PATTERN=RANK"),
+    Bad("train pairs --tuning.lora '(=2'", "'[(]' is no regular expression"),
+    Bad("train pairs --tuning.lora atention=2", "tuning.lora='atention=2' fits no weight"),
+    Bad("train pairs --tuning.freeze embeding", "tuning.freeze='embeding' fits no parameter"),
+    Bad("train pairs --tuning.freeze embedding --tuning.lora w_=2", "give one of them"),
+    Bad("train pairs --data.special.bos -1", "bos=-1 must be at least 0"),
+    Bad("train pairs --data.special.bos 99999", "data.special.bos=99999 must be below model.vocab_size"),
+]
+BAD = TRAIN + GENERATE + EVALUATE + DESCRIBE + VERIFY + MOVED + OTHER
 
 
 def cut(path: Path) -> None:

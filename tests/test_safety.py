@@ -29,7 +29,10 @@ FUNCTIONS = re.compile(
     r"|shutil\.(unpack_archive|make_archive)|torch\.load|joblib\.load|yaml\.\w*load\w*|asyncio\.create_subprocess\w*)"
 )
 ARGUMENTS = ("allow_pickle", "shell", "trust_remote_code")
-PEERS = ("transformer_jax/bench/peers.py", "torch")  # it trains models there and loads nothing
+ALLOWED = {
+    ("transformer_jax/bench/peers.py", "torch"),  # it trains models there and loads nothing
+    ("scripts/bench_gpu.py", "subprocess"),  # which runs itself, a process a case
+}
 
 
 def risks(source):
@@ -53,7 +56,7 @@ def test_no_source_can_run_what_a_file_holds():
         (name, *risk)
         for path, name in ((path, path.relative_to(ROOT).as_posix()) for path in SOURCES)
         for risk in risks(path.read_text("utf-8"))
-        if (name, risk[1]) != PEERS
+        if (name, risk[1]) not in ALLOWED
     ]
     assert found == []
 

@@ -1,5 +1,6 @@
 """Settings of the process on the host: its memory, XLA's flags, what it keeps compiled, devices that its CPU plays."""
 
+import contextlib
 import ctypes
 import os
 import platform
@@ -123,7 +124,12 @@ def _kind_of_processor() -> str:
 
 def _thin_out(folder: Path) -> None:
     """Deletes what was kept first until all of it is small enough."""
-    kept = sorted((path.stat().st_mtime, path.stat().st_size, path) for path in folder.glob("*/*-cache"))
+    kept = []
+    for path in folder.glob("*/*-cache"):
+        with contextlib.suppress(FileNotFoundError):  # another process may thin it out, too
+            found = path.stat()
+            kept.append((found.st_mtime, found.st_size, path))
+    kept.sort()
     size = sum(each for _, each, _ in kept)
     for _, each, path in kept:
         if size <= MOST_KEPT:

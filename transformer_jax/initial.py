@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from transformer_jax.axes import letters_of
@@ -51,6 +52,16 @@ def based_on(run: RunConfig, folder: str) -> RunConfig:
     return dataclasses.replace(run, init_from=folder, model=model, data=data)
 
 
+def check_model(run: RunConfig) -> None:
+    """Raises InputError where a run's model is another one than that which it starts from."""
+    there, here = what_it_is(_source(Path(run.init_from))[0]), what_it_is(run.model)
+    if other := [name for name in differing(there, here) if name not in FREE]:
+        raise InputError(
+            f"--init-from {run.init_from}: model.{other[0]} is {getattr(there, other[0])!r} there and "
+            f"{getattr(here, other[0])!r} here."
+        )
+
+
 def initial_params(run: RunConfig) -> Any:
     """The parameters that a run starts from, in the shapes of its model: a vocabulary of another size is cut, or grows
     by rows that are the mean of all.
@@ -63,12 +74,6 @@ def initial_params(run: RunConfig) -> Any:
         source = load_run(folder)
     else:
         source = load_huggingface(folder, scan_layers=run.model.scan_layers, param_dtype=run.model.param_dtype)
-    there, here = what_it_is(source.config.model), what_it_is(run.model)
-    if other := [name for name in differing(there, here) if name not in FREE]:
-        raise InputError(
-            f"--init-from {folder}: model.{other[0]} is {getattr(there, other[0])!r} there and "
-            f"{getattr(here, other[0])!r} here."
-        )
     found: dict[str, Any] = dict(flatten_dict(source.params, sep="/"))
     shapes: dict[str, Any] = dict(flatten_dict(abstract_params(run.model), sep="/"))
     made = {}
@@ -79,5 +84,5 @@ def initial_params(run: RunConfig) -> Any:
         if x is None or x.shape != wanted.shape:
             have = "not there" if x is None else f"of the shape {list(x.shape)}"
             raise InputError(f"--init-from {folder}: {path} is {have}, where this run has {list(wanted.shape)}.")
-        made[path] = x.astype(wanted.dtype)
+        made[path] = np.asarray(x.astype(wanted.dtype))  # on the host, for whatever devices the run has
     return unflatten_dict(made, sep="/")

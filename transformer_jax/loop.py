@@ -16,6 +16,7 @@ from transformer_jax.data.sources import BASELINES, Pairs
 from transformer_jax.diagnose import count_nonfinite
 from transformer_jax.errors import CheckpointError, StorageError
 from transformer_jax.evaluate import exact_match
+from transformer_jax.initial import check_model
 from transformer_jax.metrics import MetricsWriter, draw_loss, read_records
 from transformer_jax.model.attention import describe_attention
 from transformer_jax.optimizer import describe_decay
@@ -73,6 +74,8 @@ def _is_finished(trainer: Trainer, step: int | None) -> bool:
 
 def _train(trainer: Trainer, found: Found, checkpoints: Checkpoints, terminal: Terminal, stop: StopSignal) -> int:
     run, folder = trainer.config, trainer.folder
+    if run.init_from and found.step is None:
+        check_model(run)
     abstract = trainer.abstract_state()
     write_papers(folder, trainer.papers)
     count = sum(leaf.size for leaf in jax.tree.leaves(abstract.params))

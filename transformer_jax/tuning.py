@@ -32,8 +32,11 @@ def _nested(flat: Mapping[str, Any]) -> Tree:
 
 
 def sides(letters: str) -> tuple[str, str, str]:
-    """The letters of a weight: what there are several of (layers of a loop, experts), inputs, outputs."""
-    many = "".join(letter for letter in letters if letter in "NE")
+    """The letters of a weight: what there are several of (layers of a loop, experts), inputs, outputs.
+
+    A router, which ends in DE, has experts for outputs.
+    """
+    many = "".join(letter for letter in letters if letter in ("N" if letters.endswith("DE") else "NE"))
     rest = "".join(letter for letter in letters if letter not in many)
     return (many, rest[0], rest[1:]) if rest[0] == "D" else (many, rest[:-1], rest[-1])
 

@@ -116,14 +116,14 @@ def _packed(examples: Examples, run: RunConfig, tokenizer: Tokenizer) -> PackedR
 
 def check_vocabulary(model: ModelConfig, tokenizer: Tokenizer) -> None:
     """Raises InputError where a tokenizer has ids that the model has no row for."""
-    for role in ("pad", "bos", "eos", "sep"):
-        number = getattr(tokenizer, f"{role}_id")
-        if number >= model.vocab_size:
-            raise InputError(f"data.special.{role}={number} must be below model.vocab_size={model.vocab_size}.")
     if model.vocab_size < tokenizer.size:
         raise InputError(
             f"model.vocab_size={model.vocab_size} is smaller than the tokenizer's {tokenizer.size} tokens."
         )
+    for role in ("pad", "bos", "eos", "sep"):
+        number = getattr(tokenizer, f"{role}_id")
+        if number >= model.vocab_size:
+            raise InputError(f"data.special.{role}={number} must be below model.vocab_size={model.vocab_size}.")
 
 
 def resolve(run: RunConfig, kind: str, tokenizer: Tokenizer | None, texts: Callable) -> tuple[RunConfig, Tokenizer]:
