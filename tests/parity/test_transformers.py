@@ -1,11 +1,17 @@
 """Parity with `transformers`: models that it makes and saves give its logits here, and go back as they came."""
 
 import json
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 
-from transformer_jax import Tokens, Transformer, generate
+from transformer_jax import Tokens, Transformer, generate, load_run
+from transformer_jax.cli import run_command
+from transformer_jax.data.sources import Pairs, load
+from transformer_jax.evaluate import answer
 from transformer_jax.huggingface.folder import read_pretrained, write_pretrained
 
 torch = pytest.importorskip("torch", reason="parity with transformers needs PyTorch")
@@ -250,3 +256,64 @@ def test_generate_says_the_same(saved, options):
     theirs = decoded(model, (ids, mask), source, eos_token_id=end, pad_token_id=pad, **options)
     np.testing.assert_array_equal(found, theirs)
     assert options or (found == end).any()
+
+
+# --- runs that were trained here
+
+FITS = {
+    "decoder-only": "--model.mode decoder-only --model.gated True --model.activation silu",
+    "encoder-decoder": "--model.position t5 --model.activation relu --model.query-scale 1 --model.scale-logits True "
+    "--model.num-encoder-layers 3",
+}
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module", params=FITS)
+def trained(request, tmp_path_factory):
+    """A run of `python train.py dates` whose model a family has, and its export."""
+    folder = tmp_path_factory.mktemp("trained")
+    words = f"train.py dates --steps 300 --eval-every 300 --num-samples 20 --workdir {folder / 'run'}".split()
+    words += ["--model.scale-embeddings", "False", *FITS[request.param].split()]
+    subprocess.run([sys.executable, *words], check=True, cwd=ROOT, capture_output=True)
+    assert run_command(["export", str(folder / "run"), str(folder / "out")]) == 0
+    both = request.param == "encoder-decoder"
+    kind = transformers.AutoModelForSeq2SeqLM if both else transformers.AutoModelForCausalLM
+    return folder, kind, both
+
+
+def test_a_trained_run_says_the_same_there(trained):
+    """The same answers, greedily, to 100 dates, each prompted by its exported tokenizer; no key is missing or left."""
+    folder, kind, both = trained
+    run, held_out = load_run(folder / "run"), load((), (), "dates", 0.1)[1]
+    assert isinstance(held_out, Pairs)
+    texts, most = held_out.sources[:100], run.config.max_new_tokens
+    model, info = kind.from_pretrained(folder / "out", output_loading_info=True)
+    assert not any(info.values())
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder / "out")
+    theirs = []
+    for text in texts:
+        prompt = tokenizer(text, return_tensors="pt", return_token_type_ids=False)
+        out = model.generate(**prompt, max_new_tokens=most, do_sample=False, num_beams=1)[0]
+        theirs.append(tokenizer.decode(out if both else out[prompt["input_ids"].shape[1] :], skip_special_tokens=True))
+    assert theirs == answer(texts, run.model, run.params, run.config, run.tokenizer)
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")  # PEFT asks transformers for an older name
+def test_peft_loads_adapters(trained):
+    """The logits of the base with the adapters in PEFT are those of the merged model here, to 1e-4."""
+    peft = pytest.importorskip("peft", reason="adapters are loaded by PEFT")
+    folder, kind, both = trained
+    words = f"train dates --init-from {folder / 'out'} --workdir {folder / 'tuned'} --steps 10 --eval-every 10".split()
+    words += ["--num-samples", "5", "--tuning.lora", "attention/(query|out)=3", "feed_forward=2"]
+    assert run_command(words) == 0
+    assert run_command(["export", str(folder / "tuned"), str(folder / "adapter"), "--adapter"]) == 0
+    run, draw = load_run(folder / "tuned"), np.random.default_rng(0)
+    model = peft.PeftModel.from_pretrained(kind.from_pretrained(folder / "out"), folder / "adapter").eval()
+    ids, source = draw.integers(5, 200, (2, 30)), draw.integers(5, 200, (2, 20)) if both else None
+    names = ("input_ids", "decoder_input_ids") if both else ("input_ids",)
+    given = [torch.tensor(x) for x in (source, ids) if x is not None]
+    with torch.no_grad():
+        theirs = model(**dict(zip(names, given, strict=True))).logits.numpy()
+    read = None if source is None else Tokens.from_ids(source)
+    ours = run.model.apply({"params": run.params}, Tokens.from_ids(ids), read)
+    np.testing.assert_allclose(np.asarray(ours), theirs, rtol=0, atol=1e-4)
