@@ -1,4 +1,4 @@
-"""Measures training and decoding on one GPU, beside PyTorch where it is installed, in under 8 minutes.
+"""Measures training and decoding on one GPU, beside PyTorch where it is installed: some 8 minutes.
 
     python scripts/bench_gpu.py --json docs/bench-gpu.json
     python scripts/bench_gpu.py --smoke       # tiny models, to see on a CPU that all of it runs

@@ -14,7 +14,7 @@ from variants import VARIANTS, example, name, variables
 
 from transformer_jax import ModelConfig, load_run
 from transformer_jax.axes import letters_of
-from transformer_jax.config import OptimizerConfig, RunConfig, TuningConfig
+from transformer_jax.config import OptimizerConfig, RunConfig, SpecialConfig, TuningConfig
 from transformer_jax.errors import InputError
 from transformer_jax.model.transformer import Transformer
 from transformer_jax.run import first_state, join_of, step_of
@@ -227,3 +227,9 @@ def test_what_goes_out_comes_in_and_says_the_same(mode, tmp_path):
     settings = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
     assert (settings["r"], set(settings["rank_pattern"].values())) == (2, {3})
     assert settings["base_model_name_or_path"] == str(out)
+
+
+def test_training_drops_what_only_published_prompts_have():
+    """A token that outputs are made to begin with is in no target here, so a tuned model is not made to say it."""
+    special = SpecialConfig(pad=0, bos=2, first=7, prompts="tokenizer")
+    assert special.for_training == SpecialConfig(pad=0, bos=2)

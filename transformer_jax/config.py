@@ -61,6 +61,11 @@ class SpecialConfig:
         given = {name: getattr(self, name) for name in ("pad", "bos", "eos", "sep")}
         return {name: value for name, value in given.items() if value is not None} or None
 
+    @property
+    def for_training(self) -> "SpecialConfig":
+        """The same ids, without what only the prompts of a published model have: training puts roles around a text."""
+        return dataclasses.replace(self, first=None, prompts="roles")
+
 
 @dataclasses.dataclass(frozen=True)
 class DataConfig:

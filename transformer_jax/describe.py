@@ -57,10 +57,10 @@ def _attention_flops(module: Attention, q: Any, kv: Any) -> float:
 
 def measure(run: RunConfig, batch_size: int) -> list[Part]:
     """The rows of the table, for a batch of full rows, from shapes alone."""
-    return parts_of(run.model, batch_size, room_of(run.model, run.data))
+    return measure_model(run.model, batch_size, room_of(run.model, run.data))
 
 
-def parts_of(model_config: ModelConfig, batch_size: int, room: Room) -> list[Part]:
+def measure_model(model_config: ModelConfig, batch_size: int, room: Room) -> list[Part]:
     """The parts of a model that reads so many rows of so many tokens."""
     config = model_config.replace(scan_layers=False, remat="none")  # each block is met once, whatever is looped over
     model = Transformer(config)

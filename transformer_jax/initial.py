@@ -47,8 +47,7 @@ def based_on(run: RunConfig, folder: str) -> RunConfig:
     tokenizer = Path(folder) / TOKENIZER
     if not tokenizer.exists():
         raise InputError(f"--init-from {folder}: there is no {TOKENIZER} in it.")
-    special = dataclasses.replace(special, prompts="roles")
-    data = dataclasses.replace(run.data, tokenizer=str(tokenizer), special=special, objective="auto")
+    data = dataclasses.replace(run.data, tokenizer=str(tokenizer), special=special.for_training, objective="auto")
     return dataclasses.replace(run, init_from=folder, model=model, data=data)
 
 

@@ -78,13 +78,15 @@ def _train(trainer: Trainer, found: Found, checkpoints: Checkpoints, terminal: T
         check_model(run)
     abstract = trainer.abstract_state()
     write_papers(folder, trainer.papers)
-    count = sum(leaf.size for leaf in jax.tree.leaves(abstract.params))
+    moving, staying = (sum(leaf.size for leaf in jax.tree.leaves(each)) for each in (abstract.params, abstract.frozen))
     rows = run.batch_size // (run.optimizer.accumulate * trainer.partitioner.batch_parts)
     attention = describe_attention(run.model, rows, run.data.target_length or run.model.max_length)
     report = [*found.data.report, attention, describe_decay(abstract.params, run.optimizer)]
     if run.model.linear_dtype == "float8" and jax.default_backend() == "cpu":
         report.append("linear layers in float8: a CPU only plays it, and is slower for it")
-    terminal.introduce(run, folder, count, report)
+    if staying:
+        report.append(f"tuning: {moving:,} parameters move, {staying:,} stay")
+    terminal.introduce(run, folder, moving + staying, report)
     watchdog = Watchdog(folder, run.seconds("stall_after"))
     with watchdog.watching(), job.together(lambda: checkpoints.latest):
         state = trainer.first_state() if found.step is None else restore(checkpoints.unit(found.step), abstract)

@@ -26,7 +26,7 @@ def describe_decay(params: Tree, config: OptimizerConfig) -> str:
     decayed = sum(size for size, flag in zip(sizes, flags, strict=True) if flag)
     return (
         f"weight decay {config.weight_decay:g} on {sum(flags)} arrays named w_* ({decayed:,} parameters); none on "
-        f"{len(flags) - sum(flags)} scale_*, bias_*, b_*, table_*, position_* ({sum(sizes) - decayed:,})"
+        f"{len(flags) - sum(flags)} scale_*, bias_*, b_*, table_*, position_*, lora_* ({sum(sizes) - decayed:,})"
     )
 
 

@@ -160,7 +160,7 @@ def make_plan(run: RunConfig, devices: int | None = None) -> Plan:
     exchanges = (Exchange(kind, axes, _along(mesh, axes), size) for (kind, axes), size in exchanged.items())
     gradients, temporary = part_bytes(state.params), program.memory_analysis().temp_size_in_bytes
     memory = {
-        "parameters": part_bytes(state.params),
+        "parameters": part_bytes((state.params, state.frozen)),
         "optimizer": part_bytes(state.opt_state),
         "average of parameters": part_bytes(state.ema),
         "gradients": gradients,

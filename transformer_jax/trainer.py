@@ -61,6 +61,8 @@ class Trainer:
         self.batches = self.data.batches(self.mine)
         self.papers = {TOKENIZER: self.data.tokenizer.to_json(), CONFIG: to_json(run)}
         self.make = functools.partial(first_state, run)
+        # compiled where it computes; where it only puts together, compiled it would copy
+        self.join = jax.jit(join_of(run)) if run.tuning.lora else join_of(run)
 
     def abstract_state(self) -> TrainState:
         """The state's shapes and where each array lives, without memory.
@@ -112,7 +114,7 @@ class Trainer:
         loss = make_loss(self.model, self.config.loss)
         key = jax.random.fold_in(jax.random.key(self.config.seed), step - 1)
         batch = self.partitioner.put(drawn.batch, self.config.batch_size)
-        params = join_of(self.config)(state.params, state.frozen)
+        params = self.join(state.params, state.frozen)
         return make_diagnosis(self.model, loss, self.partitioner, key)(params, batch)
 
     def evaluate(self, step: int, state: TrainState, pause: Callable[[], None]) -> dict[str, Any]:
@@ -129,7 +131,8 @@ class Trainer:
                 pause()
                 yield batch
 
-        params = self.whole(state)
+        with self.partitioner.scope():
+            params = self.join(state.best_params, state.frozen)
         scores = self.evaluator(params, rows())
         return {"step": step, "split": "validation"} | scores | self._sample(step, params, pause)
 
@@ -140,13 +143,6 @@ class Trainer:
         while len(start) > 1 and len(self.data.tokenizer.encode([start])[0]) > most // 2:
             start = start[: len(start) // 2]
         return start
-
-    def whole(self, state: TrainState) -> Any:
-        """The model's parameters that evaluation uses."""
-        if state.frozen is None:
-            return state.best_params
-        with self.partitioner.scope():
-            return jax.jit(join_of(self.config))(state.best_params, state.frozen)
 
     def _sample(self, step: int, params: Any, pause: Callable[[], None]) -> dict[str, Any]:
         run, held_out = self.config, self.data.held_out

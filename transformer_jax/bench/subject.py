@@ -10,7 +10,7 @@ import optax
 
 from transformer_jax.config import LossConfig, ModelConfig, OptimizerConfig
 from transformer_jax.data.objectives import ARRANGEMENTS, Room
-from transformer_jax.describe import parts_of
+from transformer_jax.describe import measure_model
 from transformer_jax.model.transformer import Transformer
 from transformer_jax.objective import Loss, make_loss
 from transformer_jax.optimizer import make_optimizer
@@ -66,7 +66,7 @@ class Subject(NamedTuple):
     def flops(self) -> float:
         """FLOPs of a step's matrix products: three times the forward pass, nothing of it computed again."""
         room = Room(self.length if ARRANGEMENTS[self.config.mode].has_source else 0, self.length)
-        return 3 * sum(part.flops for part in parts_of(self.config, self.batch, room))
+        return 3 * sum(part.flops for part in measure_model(self.config, self.batch, room))
 
     @property
     def tokens(self) -> int:

@@ -1,6 +1,10 @@
 """`transformer-jax import` and `transformer-jax export`: published weights as a run, and a run as published weights."""
 
+import contextlib
 import dataclasses
+import os
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -49,8 +53,26 @@ def check_new(folder: str, what: str) -> Path:
     return path
 
 
+@contextlib.contextmanager
+def made_whole(folder: Path) -> Iterator[Path]:
+    """A folder to write into, which has its name when all is written; nothing of it is left where that fails.
+
+    Raises:
+        StorageError: it cannot be written.
+    """
+    work = folder.absolute().with_name(f".{folder.absolute().name}-{os.getpid()}")
+    try:
+        work.mkdir(parents=True)
+        yield work
+        work.rename(folder)  # which may be there, empty
+    except OSError as error:
+        raise StorageError(f"{folder}: cannot be written ({error.strerror or error}).") from None
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+
+
 def save_run(folder: Path, run: "Run", facts: dict[str, Any]) -> None:
-    """A run with one checkpoint, of its parameters, that `load_run` reads.
+    """A run with one checkpoint, of its parameters, that `load_run` reads, in a new folder.
 
     Raises:
         StorageError: it cannot be written.
@@ -62,11 +84,10 @@ def save_run(folder: Path, run: "Run", facts: dict[str, Any]) -> None:
     from transformer_jax.resume import write_papers
     from transformer_jax.run import CHECKPOINTS, CONFIG, TOKENIZER
     from transformer_jax.step import TrainState
-    from transformer_jax.workdir import opened
 
     papers = {TOKENIZER: run.tokenizer.to_json(), CONFIG: to_json(run.config)}
     state = TrainState.create(run.params, optax.identity(), run.config.seed)
-    with opened(folder), Checkpoints(folder / CHECKPOINTS, run.config.checkpoint) as checkpoints:
+    with Checkpoints(folder / CHECKPOINTS, run.config.checkpoint) as checkpoints:
         checkpoints.open()
         checkpoints.save(run.step, state, papers, {"data": {}, "scores": {}} | facts)
         checkpoints.wait()
@@ -96,7 +117,8 @@ def command_import(arguments: list[str]) -> int:
         run = turned(run, args.mode)
     check_vocabulary(run.config.model, run.tokenizer)
     run = dataclasses.replace(run, config=dataclasses.replace(run.config, workdir=str(folder)))
-    save_run(folder, run, {"imported": str(args.source)})
+    with made_whole(folder) as work:
+        save_run(work, run, {"imported": str(args.source)})
     print(f"{folder}: {_summary(run)}. Next: transformer-jax generate {folder}, or train --init-from {folder}.")
     return 0
 
@@ -120,14 +142,12 @@ def command_export(arguments: list[str]) -> int:
     prepare()
     folder = check_new(args.target, "export")
     run = load_run(args.run, args.checkpoint)
-    family = args.family or family_of(run)
-    try:
+    family = family_of(run, args.family)
+    with made_whole(folder) as work:
         if args.adapter:
-            write_adapters(folder, family, run)
+            write_adapters(work, family, run)
         else:
-            save_huggingface(folder, run, family)
-    except OSError as error:
-        raise StorageError(f"{folder}: cannot be written ({error.strerror}).") from None
+            save_huggingface(work, run, family)
     what = "adapters alone, of " if args.adapter else ""
     print(f"{folder}: {what}{family}, {_summary(run)}, step {run.step}.")
     return 0

@@ -1,6 +1,7 @@
 """A folder of Hugging Face as a run, and a run as such a folder."""
 
 import json
+import string
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -8,10 +9,11 @@ from typing import Any
 import jax
 import numpy as np
 
-from transformer_jax.config import DataConfig, RunConfig, SpecialConfig
+from transformer_jax.config import DataConfig, ModelConfig, RunConfig, SpecialConfig
+from transformer_jax.config_checks import nearest as near
 from transformer_jax.config_checks import shown
 from transformer_jax.data.load import prompts_of
-from transformer_jax.data.objectives import objective_name
+from transformer_jax.data.objectives import ARRANGEMENTS, objective_name
 from transformer_jax.data.tokenizer import MOST_BYTES, tokenizer_of
 from transformer_jax.errors import InputError
 from transformer_jax.files import decode, read_whole
@@ -28,7 +30,7 @@ from transformer_jax.model.transformer import Transformer
 from transformer_jax.run import Run
 
 GENERATION, TOKENIZER, SETTINGS = "generation_config.json", "tokenizer.json", "tokenizer_config.json"
-PROBE = "a"  # a text whose encoding is looked for in a prompt
+PROBES = string.ascii_letters + string.digits  # texts, the encoding of one of which is looked for in a prompt
 
 
 def special_tokens(config: Mapping[str, Any], generation: Mapping[str, Any], mode: str) -> SpecialConfig:
@@ -39,7 +41,7 @@ def special_tokens(config: Mapping[str, Any], generation: Mapping[str, Any], mod
     """
     both = {**config, **{name: value for name, value in generation.items() if value is not None}}
     names = {"pad": "pad_token_id", "eos": "eos_token_id", "bos": "bos_token_id", "first": "forced_bos_token_id"}
-    if mode == "encoder-decoder":
+    if ARRANGEMENTS[mode].has_source:
         names["bos"] = "decoder_start_token_id"
     found: dict[str, Any] = {role: both.get(name) for role, name in names.items()}
     found = {role: each[0] if isinstance(each, list) and each else each for role, each in found.items()}
@@ -53,6 +55,13 @@ def special_tokens_of(folder: Path, config: Mapping[str, Any], mode: str) -> Spe
     """`special_tokens` of a folder."""
     generation = read_json(folder / GENERATION) if (folder / GENERATION).exists() else {}
     return special_tokens(config, generation, mode)
+
+
+def data_of(model: ModelConfig, special: SpecialConfig) -> DataConfig:
+    """What a run of a published model says of its data: pairs where there is an encoder, else plain text."""
+    kind = "pairs" if ARRANGEMENTS[model.mode].has_source else "text"
+    objective: Any = objective_name(kind, model, DataConfig())
+    return DataConfig(objective=objective, special=special)
 
 
 def load_huggingface(folder: str | Path, **changes: Any) -> Run:
@@ -74,19 +83,20 @@ def load_huggingface(folder: str | Path, **changes: Any) -> Run:
         path = folder / TOKENIZER
         text = decode(path, read_whole(path, MOST_BYTES))
         tokenizer = tokenizer_of(text, name=str(path), special=special.ids)
-    kind = "pairs" if model.mode == "encoder-decoder" else "text"
-    objective: Any = objective_name(kind, model, DataConfig())
-    data = DataConfig(objective=objective, special=special)
-    config = RunConfig(recipe=folder.name, model=model, data=data)
+    config = RunConfig(recipe=folder.name, model=model, data=data_of(model, special))
     return Run(config, Transformer(model), jax.tree.map(jax.numpy.asarray, params), tokenizer, 0)
 
 
-def family_of(run: Run) -> str:
-    """The first family whose models are like this one.
+def family_of(run: Run, family: str = "") -> str:
+    """The family of that name; none given is the first whose models are like this one.
 
     Raises:
         InputError: there is none; the message says what stands in the way of the nearest.
     """
+    if family:
+        if family not in FAMILIES:
+            raise InputError(f"family={family!r} must be one of {', '.join(FAMILIES)}.{near(family, FAMILIES)}")
+        return family
     nearest: tuple[int, str] | None = None
     for kind in FAMILIES:
         try:
@@ -99,6 +109,17 @@ def family_of(run: Run) -> str:
     raise InputError(f"No family of transformers has such a model. {nearest[1] if nearest else ''}".rstrip())
 
 
+def _around(run: Run) -> tuple[np.ndarray, np.ndarray]:
+    """The ids in front of and behind a text in what the model is prompted with."""
+    text = next((text for text in PROBES if len(run.tokenizer.encode([text])[0])), None)
+    if text is None:
+        raise InputError("The tokenizer has no token for any letter or digit, so its prompts cannot be told.")
+    source, seen = prompts_of([text], run.config, run.tokenizer)[0]
+    prompt, inside = seen if source is None else source, run.tokenizer.encode([text])[0]
+    place = next(i for i in range(len(prompt)) if np.array_equal(prompt[i : i + len(inside)], inside))
+    return prompt[:place], prompt[place + len(inside) :]
+
+
 def as_published(run: Run) -> dict[str, str]:
     """The tokenizer's files, whose encoding of a text is what the model is prompted with."""
     tokenizer = run.tokenizer
@@ -106,11 +127,11 @@ def as_published(run: Run) -> dict[str, str]:
     if run.config.data.special.prompts == "roles":
         import tokenizers as tk
 
-        source, seen = prompts_of([PROBE], run.config, tokenizer)[0]
-        prompt, inside = seen if source is None else source, tokenizer.encode([PROBE])[0]
-        place = next(i for i in range(len(prompt)) if np.array_equal(prompt[i : i + len(inside)], inside))
-        around = [tokenizer.tokens(part) for part in (prompt[:place], prompt[place + len(inside) :])]
+        before, behind = _around(run)
+        around = [tokenizer.tokens(part) for part in (before, behind)]
         special = [(name, tokenizer.inner.token_to_id(name)) for name in dict.fromkeys(around[0] + around[1])]
+        if missing := [name for name, number in special if number is None]:
+            raise InputError(f"The tokenizer has no token for {missing[0]}, which prompts of this run have.")
         inner = tk.Tokenizer.from_str(text)
         inner.post_processor = tk.processors.TemplateProcessing([*around[0], "$A", *around[1]], None, special)
         text = inner.to_str(pretty=True)
@@ -130,14 +151,14 @@ def save_huggingface(folder: str | Path, run: Run, family: str = "") -> None:
     Raises:
         InputError: no family has such a model, or not this one; the message names the fields that stand in the way.
     """
-    if family and family not in FAMILIES:
-        raise InputError(f"family={family!r} must be one of {', '.join(FAMILIES)}.")
-    folder, tokenizer, ids, both = Path(folder), run.tokenizer, {}, run.config.model.mode == "encoder-decoder"
+    family = family_of(run, family)
+    folder, tokenizer, ids = Path(folder), run.tokenizer, {}
+    both = ARRANGEMENTS[run.config.model.mode].has_source
     if tokenizer is not None:
         ids = {"pad_token_id": tokenizer.pad_id, "eos_token_id": tokenizer.eos_id, "bos_token_id": tokenizer.bos_id}
         ids |= {"decoder_start_token_id": tokenizer.bos_id} if both else {}
     more: Any = {"is_encoder_decoder": True} if both else {}
-    write_pretrained(folder, family or family_of(run), run.config.model, run.params, **ids, **more)
+    write_pretrained(folder, family, run.config.model, run.params, **ids, **more)
     if tokenizer is not None:
         texts = as_published(run)
         first = run.config.data.special.first

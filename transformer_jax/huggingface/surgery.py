@@ -2,16 +2,16 @@
 not begins as the part that is most like it."""
 
 import dataclasses
+import itertools
 import re
 from collections.abc import Mapping
 from typing import Any
 
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from transformer_jax.config import DataConfig
 from transformer_jax.config_model import Mode
-from transformer_jax.data.objectives import objective_name
 from transformer_jax.errors import InputError
+from transformer_jax.huggingface.run import data_of
 from transformer_jax.model.transformer import Transformer
 from transformer_jax.run import Run, abstract_params
 
@@ -21,12 +21,11 @@ LIKE = (("cross_attention", "self_attention"), ("encoder/", "decoder/"), ("sourc
 
 def source_of(path: str, have: Mapping[str, Any]) -> str:
     """The path of the parameter that another one begins as. Raises InputError where there is none."""
-    like = path
-    for part, other in (("", ""), *LIKE):
-        like = like.replace(part, other) if part else like
-        if like in have:
-            return like
-    raise InputError(f"--as: the model has nothing that {path} could begin as.")
+    likes = itertools.accumulate(LIKE, lambda like, parts: like.replace(*parts), initial=path)
+    found = next((like for like in likes if like in have), None)
+    if found is None:
+        raise InputError(f"--as: the model has nothing that {path} could begin as.")
+    return found
 
 
 def _some(path: str) -> str:
@@ -58,7 +57,6 @@ def turned(run: Run, mode: Mode) -> Run:
     for left in dict.fromkeys(_some(path) for path in have if path not in sources.values()):
         print(f"  left out: {left}")
     params = unflatten_dict({path: have[source] for path, source in sources.items()}, sep="/")
-    kind, special = "pairs" if mode == "encoder-decoder" else "text", run.config.data.special
-    data = DataConfig(objective=objective_name(kind, config, DataConfig()), special=special)  # pyright: ignore[reportArgumentType]
+    data = data_of(config, run.config.data.special.for_training)
     settings = dataclasses.replace(run.config, model=config, data=data)
     return dataclasses.replace(run, config=settings, model=Transformer(config), params=params)
