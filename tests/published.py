@@ -114,6 +114,7 @@ LLAMA3 = dict(
     ),
 )
 GEMMA = dict(hidden_act="gelu_pytorch_tanh", rms_norm_eps=1e-6)
+GEMMA_2B = (256000, 2304, 9216, 26, 8, 4)
 GEMMA2 = dict(
     hidden_act="gelu_pytorch_tanh",
     hidden_activation="gelu_pytorch_tanh",
@@ -179,7 +180,7 @@ PUBLISHED: dict[str, tuple[int, Json]] = {
     # Gemma Team 2024, 2024, 2025
     "gemma-2b": (2_506_172_416, llama("gemma", 256000, 2048, 16384, 18, 8, 1, head_dim=256, **GEMMA)),
     "gemma-7b": (8_537_680_896, llama("gemma", 256000, 3072, 24576, 28, 16, 16, head_dim=256, **GEMMA)),
-    "gemma-2-2b": (2_614_341_888, llama("gemma2", 256000, 2304, 9216, 26, 8, 4, **GEMMA2)),
+    "gemma-2-2b": (2_614_341_888, llama("gemma2", *GEMMA_2B, **GEMMA2)),
     "gemma-2-9b": (9_241_705_984, llama("gemma2", 256000, 3584, 14336, 42, 16, 8, **GEMMA2)),
     "gemma-2-27b": (
         27_227_128_320,
@@ -213,6 +214,12 @@ PUBLISHED: dict[str, tuple[int, Json]] = {
     "m2m100-418m": (
         483_905_536,
         bart("m2m_100", 128112, 1024, 4096, 12, 16, scale_embedding=True, activation_function="relu"),
+    ),
+    # Zhang et al. 2025
+    "t5gemma-2b-2b": (
+        5_596_853_760,
+        dict(model_type="t5gemma")
+        | {side: llama("t5_gemma_module", *GEMMA_2B, **GEMMA2) for side in ("encoder", "decoder")},
     ),
     "nllb-200-distilled-600m": (
         615_073_792,

@@ -59,16 +59,16 @@ def test_keys_of_older_files_are_known():
     assert read_config(published("bart-base", **older)) == read_config(published("bart-base"))
     for key, value in older.items():
         if isinstance(value, bool):
-            with pytest.raises(InputError, match=f"{key}={not value} is not known for bart"):
+            with pytest.raises(InputError, match=f"{key}={not value} is not known"):
                 read_config(published("bart-base", **older | {key: not value}))
 
 
 @pytest.mark.parametrize(
     ("name", "changes", "says"),
     [
-        ("mistral-7b", dict(num_key_value_heads=...), "has no 'num_key_value_heads'"),
-        ("qwen3-8b", dict(head_dim=...), "has no 'head_dim'"),
-        ("m2m100-418m", dict(scale_embedding=...), "has no 'scale_embedding'"),
+        ("mistral-7b", dict(num_key_value_heads=...), "there is no 'num_key_value_heads'"),
+        ("qwen3-8b", dict(head_dim=...), "there is no 'head_dim'"),
+        ("m2m100-418m", dict(scale_embedding=...), "there is no 'scale_embedding'"),
         ("llama-3-8b", dict(partial_rotary_factor=0.5), "partial_rotary_factor=0.5 is not known"),
         ("llama-3-8b", dict(rope_scaling=dict(type="linear")), "rope of type linear has no 'factor'"),
         ("qwen2-7b", dict(layer_types=["full_attention"]), "layer_types has 1 layers, and num_hidden_layers is 28"),
@@ -238,13 +238,13 @@ DAMAGE = {
     "unknown family": (change_config(model_type="bloom"), "model_type 'bloom' is none of gpt2"),
     "no family": (change_config(model_type=...), "model_type None is none of"),
     "another class": (change_config(architectures=["LlamaForSequenceClassification"]), "only LlamaForCausalLM"),
-    "unknown key": (change_config(attn_temperature=2.0), "may change what it computes: 'attn_temperature'"),
-    "a key that is not known here": (change_config(attention_bias=True), "attention_bias=True is not known for llama"),
+    "unknown key": (change_config(attn_temperature=2.0), "may change what the model computes: 'attn_temperature'"),
+    "a key that is not known here": (change_config(attention_bias=True), "attention_bias=True is not known"),
     "unknown activation": (change_config(hidden_act="xielu"), "hidden_act='xielu' must be one of"),
     "unknown rope": (change_config(rope_parameters={"rope_type": "longrope"}), "rope_type 'longrope'"),
     "unknown key of rope": (change_config(rope_parameters={"rope_type": "default", "mscale": 2}), "unknown 'mscale'"),
     "rope is text": (change_config(rope_parameters="yes"), "cannot be read as llama"),
-    "missing key": (change_config(hidden_size=...), "has no 'hidden_size'"),
+    "missing key": (change_config(hidden_size=...), "there is no 'hidden_size'"),
     "width is text": (change_config(hidden_size="8"), "d_model='8' must be a whole number"),
     "negative width": (change_config(hidden_size=-8), "d_model=-8"),
     "another width": (change_config(intermediate_size=13), r"\[12, 8\], where config.json makes it \[13, 8\]"),

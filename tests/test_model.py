@@ -247,6 +247,9 @@ def test_a_window_ends_where_it_says():
     _, source = example(base)
     changed = (keys(change(source, 7)) != keys(source)).any((0, 2, 3))
     assert np.flatnonzero(changed).tolist() == [5, 6, 7, 8, 9]
+    base = base.replace(encoder_windows=(2,))
+    changed = (keys(change(source, 7)) != keys(source)).any((0, 2, 3))
+    assert np.flatnonzero(changed).tolist() == [6, 7, 8]
 
 
 def test_a_prefix_sees_all_of_itself():

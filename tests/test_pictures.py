@@ -62,7 +62,10 @@ def test_weights_are_shares_of_what_is_seen(label, mode):
         assert each.shape == (layers, ROWS, config.num_heads, queries.ids.shape[1], keys.ids.shape[1])
         assert each.dtype == np.float32
         for layer, weights_BHTS in enumerate(each):
-            window = 0 if kind == "cross" else config.windows[layer % len(config.windows)]
+            windows = (
+                (0,) if kind == "cross" else config.of_stack("encoder" if kind == "encoder" else "decoder").windows
+            )
+            window = windows[layer % len(windows)]
             seen_BHTS = np.broadcast_to(np.asarray(sees(queries, keys, causal, window))[:, None], weights_BHTS.shape)
             np.testing.assert_array_equal(weights_BHTS > 0, seen_BHTS)
             np.testing.assert_allclose(weights_BHTS.sum(-1), seen_BHTS.any(-1), atol=1e-5)
@@ -120,7 +123,7 @@ def test_a_scan_changes_no_weights():
     params = variables(config)["params"]
     one = attention_of(Transformer(config), params, *inputs(config))
     model = Transformer(config.replace(scan_layers=True))
-    other = attention_of(model, stacked(params, len(config.windows)), *inputs(config))
+    other = attention_of(model, stacked(params, config), *inputs(config))
     for kind in one:
         np.testing.assert_allclose(other[kind], one[kind], atol=1e-5)
 
@@ -208,7 +211,7 @@ def test_any_letter_can_be_drawn(letters, ending, tmp_path):
 @functools.cache
 def trained(mode):
     """A run of one step."""
-    run = Path(f"looked-at-{mode}")
+    run = Path(f"looked-at-{mode}").absolute()
     status, _, err = train(run, mode, "--steps 1 --eval-every 1 --checkpoint.every 1 --num-samples 0")
     assert status == 0, err
     return run

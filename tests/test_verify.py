@@ -77,7 +77,7 @@ def test_stacked_parameters_are_those_of_a_scan(label, mode):
     config = subject(mode, label).config
     wanted = abstract_params(config.replace(scan_layers=True))
     params = variables(config)["params"]
-    got = verify.stacked(params, len(config.windows))
+    got = verify.stacked(params, config)
     assert jax.tree.map(np.shape, got) == jax.tree.map(np.shape, wanted)
     layer = got["decoder"]["layers"]["block_0"]["feed_forward"]["up"]["w_DF"][1]
     assert np.array_equal(layer, params["decoder"][f"block_{len(config.windows)}"]["feed_forward"]["up"]["w_DF"])

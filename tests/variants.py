@@ -127,6 +127,7 @@ CHOICES: dict[str, dict[str, Any]] = {
         scan_layers=True,
         remat="dots",
         windows=(0, 3),
+        encoder_windows=(5,),
         num_layers=4,
         num_encoder_layers=2,
         dropout_rate=0.2,

@@ -23,9 +23,11 @@ RematName = Literal["none", "dots", "full"]
 if TYPE_CHECKING:
     Derived = int
     DerivedSwitch = bool
+    DerivedSizes = tuple[int, ...]
 else:
     Derived = int | None
     DerivedSwitch = bool | None
+    DerivedSizes = tuple[int, ...] | None
 DERIVED: Any = None
 
 UNROLLED_LAYERS = 16  # deeper stacks take long to compile layer by layer, and gain nothing by it: `bench compile`
@@ -154,6 +156,8 @@ class ModelConfig:
     windows: tuple[int, ...] = (0,)
     """Self-attention window of each layer in tokens, repeated over the layers; 0 is no window. A decoder's query sees
     itself and window - 1 keys before it, an encoder's also as many after it (Beltagy et al. 2020)."""
+    encoder_windows: DerivedSizes = DERIVED
+    """Those of the encoder's layers. None: windows."""
     attention_softcap: float | None = None
     """Attention logits become cap * tanh(logits / cap) (Gemma 2)."""
     logits_softcap: float | None = None
@@ -211,6 +215,7 @@ class ModelConfig:
             head_dim=self.d_model // self.num_heads,
             d_ff=4 * self.d_model,
             qkv_bias=self.use_bias,
+            encoder_windows=self.windows,
             scan_layers=self._is_deep(),
         )
         for name, value in rest.items():
@@ -220,10 +225,11 @@ class ModelConfig:
 
     def _is_deep(self) -> bool:
         """Whether a stack is deep enough to loop over its layers, and all can be."""
-        layers = [self.num_layers]
+        stacks = [(self.num_layers, self.windows)]
         if self.mode == "encoder-decoder":
-            layers.append(self.num_encoder_layers or self.num_layers)
-        return max(layers) > UNROLLED_LAYERS and not any(number % max(len(self.windows), 1) for number in layers)
+            stacks.append((self.num_encoder_layers or self.num_layers, self.encoder_windows or self.windows))
+        even = not any(layers % max(len(windows), 1) for layers, windows in stacks)
+        return even and max(layers for layers, _ in stacks) > UNROLLED_LAYERS
 
     def _check_combinations(self) -> None:
         if self.num_heads % self.num_kv_heads:
@@ -245,11 +251,14 @@ class ModelConfig:
                 f"num_shared_experts={self.num_shared_experts} and expert_capacity={self.expert_capacity} are for a "
                 "mixture of experts; set num_experts too."
             )
-        for name in ("num_layers", "num_encoder_layers"):
-            if self.scan_layers and getattr(self, name) % len(self.windows):
+        for name, sizes in (("num_layers", "windows"), ("num_encoder_layers", "encoder_windows")):
+            windows = getattr(self, sizes)
+            if not windows or min(windows) < 0:
+                raise ValueError(f"{sizes}={windows} must be whole numbers of at least 0, one or more.")
+            if self.scan_layers and getattr(self, name) % len(windows):
                 raise ValueError(
-                    f"{name}={getattr(self, name)} must be a multiple of the {len(self.windows)} windows "
-                    f"{self.windows} for scan_layers, which loops over them."
+                    f"{name}={getattr(self, name)} must be a multiple of the {len(windows)} {sizes} {windows} for "
+                    "scan_layers, which loops over them."
                 )
         if self.position.startswith("sinusoidal") and self.d_model % 2:
             raise ValueError(
@@ -277,8 +286,6 @@ class ModelConfig:
             )
         if self.relative_buckets < 4 or self.relative_buckets % 4:
             raise ValueError(f"relative_buckets={self.relative_buckets} must be a multiple of 4.")
-        if not self.windows or min(self.windows) < 0:
-            raise ValueError(f"windows={self.windows} must be whole numbers of at least 0, one or more.")
         for name in ("attention_softcap", "logits_softcap", "query_scale"):
             if getattr(self, name) is not None and getattr(self, name) <= 0:
                 raise ValueError(f"{name}={getattr(self, name)} must be above 0.")
@@ -289,9 +296,15 @@ class ModelConfig:
             return self
         return self.replace(rope=dataclasses.replace(self.rope, base=self.rope.local_base, scaling="none"))
 
-    def blocks_in_a_round(self, num_layers: int) -> int:
-        """Blocks that are compiled one by one; where layers are scanned over, a loop repeats them."""
-        return len(self.windows) if self.scan_layers else num_layers
+    def of_stack(self, stack: str) -> Self:
+        """The settings of the `encoder`, with its layers as num_layers and windows, or of the `decoder`."""
+        if stack == "decoder":
+            return self
+        return dataclasses.replace(self, num_layers=self.num_encoder_layers, windows=self.encoder_windows)
+
+    def blocks_in_a_round(self) -> int:
+        """Blocks of a stack that are compiled one by one; where layers are scanned over, a loop repeats them."""
+        return len(self.windows) if self.scan_layers else self.num_layers
 
     def replace(self, **changes: Any) -> Self:
         """The same config with some fields changed and the derived fields derived anew."""

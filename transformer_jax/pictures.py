@@ -52,21 +52,20 @@ def attention_of(model: Transformer, params: Any, target: Tokens, source: Tokens
         return cast(Any, model.apply({"params": params}, target, source, mutable=["attention"]))[1]["attention"]
 
     sown, config = jax.device_get(jax.jit(forward)(params, target, source)), model.config
-    depth = {"encoder": config.num_encoder_layers, "decoder": config.num_layers}
     return {
-        kind: _by_layer(sown[stack], sublayer, depth[stack], config)
+        kind: _by_layer(sown[stack], sublayer, config.of_stack(stack))
         for kind, (_, stack, sublayer) in KINDS.items()
         if stack in sown and (kind != "cross" or source is not None)
     }
 
 
-def _by_layer(stack: Any, sublayer: str, layers: int, config: ModelConfig) -> np.ndarray:
+def _by_layer(stack: Any, sublayer: str, config: ModelConfig) -> np.ndarray:
     """What a stack's blocks have sown, one layer after the other, whether they are scanned over or not."""
-    period = config.blocks_in_a_round(layers)
+    period = config.blocks_in_a_round()
     blocks = stack[SCANNED] if config.scan_layers else stack
     found = [np.asarray(blocks[f"block_{number}"][sublayer]["weights_BHTS"][0]) for number in range(period)]
     rounds = np.stack(found, 1 if config.scan_layers else 0)
-    return rounds.reshape(layers, *found[0].shape[-4:])
+    return rounds.reshape(config.num_layers, *found[0].shape[-4:])
 
 
 def look(run: Run, prompt: str, target: str | None = None) -> list[Maps]:

@@ -66,19 +66,20 @@ MODELS: dict[str, dict[str, Any]] = {
 
 def small(config: ModelConfig) -> ModelConfig:
     """The same kind of model at a size that compiles in seconds: every choice stays, numbers become small ones."""
-    heads, rounds = min(config.num_heads, 8), len(config.windows)
+    heads = min(config.num_heads, 8)
     grouped = max(heads * config.num_kv_heads // config.num_heads, min(2, config.num_kv_heads))
     return config.replace(
         vocab_size=96,
         d_model=min(config.d_model, 128),
-        num_layers=2 * rounds,
-        num_encoder_layers=rounds,
+        num_layers=2 * len(config.windows),
+        num_encoder_layers=len(config.encoder_windows),
         num_heads=heads,
         num_kv_heads=math.gcd(heads, grouped),
         head_dim=min(config.head_dim, 32),
         d_ff=min(config.d_ff, 256),
         max_length=64,
         windows=tuple(min(window, 8) for window in config.windows),
+        encoder_windows=tuple(min(window, 8) for window in config.encoder_windows),
         activation=SMOOTH.get(config.activation, config.activation),
         query_scale=None,  # T5's 1 makes attention so sharp that float32's own errors are beyond 1e-5
         num_experts=0,
@@ -92,10 +93,11 @@ def small(config: ModelConfig) -> ModelConfig:
     )
 
 
-def stacked(params: Tree, rounds: int) -> Tree:
+def stacked(params: Tree, config: ModelConfig) -> Tree:
     """Parameters of a model whose layers are one after the other as those of one that scans over them."""
 
-    def stack(part: Tree) -> Tree:
+    def stack(name: str) -> Tree:
+        part, rounds = params[name], len(config.of_stack(name).windows)
         count = sum(name.startswith("block_") for name in part)
         rest = {name: leaf for name, leaf in part.items() if not name.startswith("block_")}
         blocks = {
@@ -106,7 +108,7 @@ def stacked(params: Tree, rounds: int) -> Tree:
         }
         return rest | {"layers": blocks}
 
-    return params | {name: stack(params[name]) for name in ("encoder", "decoder") if name in params}
+    return params | {name: stack(name) for name in ("encoder", "decoder") if name in params}
 
 
 class Trained(NamedTuple):
@@ -224,7 +226,7 @@ def trained(
         plain, config = subject.model(model), subject.model(model).replace(**changes)
 
         def arranged(params: Tree) -> Tree:
-            return stacked(params, len(config.windows)) if config.scan_layers else params
+            return stacked(params, config) if config.scan_layers else params
 
         before, wanted = first_params(plain), plainly(subject, model)
         parallel = ParallelConfig(strategy=strategy, mesh=mesh)

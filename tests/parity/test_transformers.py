@@ -45,6 +45,7 @@ BART = dict(
     max_position_embeddings=64,
 )
 T5 = dict(vocab_size=VOCAB, d_model=32, d_kv=10, d_ff=44, num_layers=2, num_decoder_layers=3, num_heads=4)
+GEMMA2 = dict(query_pre_attn_scalar=12, sliding_window=7)
 EXPERTS = dict(num_experts_per_tok=2)
 
 
@@ -78,8 +79,8 @@ CASES = {
     "qwen2-windows": ("Qwen2", GROUPED | dict(use_sliding_window=True, sliding_window=7, max_window_layers=1)),
     "qwen3": ("Qwen3", WIDE),
     "gemma": ("Gemma", WIDE),
-    "gemma2": ("Gemma2", WIDE | dict(sliding_window=7, query_pre_attn_scalar=12, num_hidden_layers=4)),
-    "gemma3_text": ("Gemma3Text", WIDE | dict(sliding_window=7, query_pre_attn_scalar=12, num_hidden_layers=7)),
+    "gemma2": ("Gemma2", WIDE | GEMMA2 | dict(num_hidden_layers=4)),
+    "gemma3_text": ("Gemma3Text", WIDE | GEMMA2 | dict(num_hidden_layers=7)),
     "phi3": ("Phi3", GROUPED | dict(sliding_window=7)),
     "phi3-partial": ("Phi3", GROUPED | theta(rope_type="default", partial_rotary_factor=0.5)),
     "mixtral": ("Mixtral", GROUPED | EXPERTS | dict(num_local_experts=3)),
@@ -95,6 +96,10 @@ CASES = {
     "mbart": ("MBart", BART | dict(scale_embedding=True)),
     "marian": ("Marian", BART | dict(pad_token_id=VOCAB - 1, scale_embedding=True, activation_function="swish")),
     "pegasus": ("Pegasus", BART | dict(scale_embedding=True, activation_function="relu")),
+    "t5gemma": (
+        "T5Gemma",
+        dict(encoder=WIDE | GEMMA2 | dict(sliding_window=5), decoder=WIDE | GEMMA2 | dict(num_hidden_layers=4)),
+    ),
     "m2m_100": ("M2M100", BART | dict(scale_embedding=True, activation_function="relu")),
 }
 
@@ -102,7 +107,7 @@ CASES = {
 def architecture(name):
     name = name.removesuffix("Text")
     special = {"GPT2": "GPT2LMHeadModel", "Marian": "MarianMTModel"}
-    seq = ("T5", "MT5", "Bart", "MBart", "Pegasus", "M2M100")
+    seq = ("T5", "T5Gemma", "MT5", "Bart", "MBart", "Pegasus", "M2M100")
     return special.get(name, f"{name}{'ForConditionalGeneration' if name in seq else 'ForCausalLM'}")
 
 

@@ -64,7 +64,7 @@ def _read_t5(config: Json, fields: Json) -> Json:
     for derived in ("dense_act_fn", "is_gated_act"):
         config.pop(derived, None)
     if kind not in FEED_FORWARD:
-        raise InputError(f"config.json: feed_forward_proj={kind!r} must be one of {', '.join(FEED_FORWARD)}.")
+        raise InputError(f"feed_forward_proj={kind!r} must be one of {', '.join(FEED_FORWARD)}.")
     activation, gated = FEED_FORWARD[kind]
     fields.setdefault("num_layers", fields["num_encoder_layers"])
     tied = config.pop("tie_word_embeddings", True)
@@ -152,10 +152,10 @@ def _read_bart(config: Json, fields: Json) -> Json:
     for ours, name in (("num_heads", "attention_heads"), ("d_ff", "ffn_dim")):
         encoder, decoder = (config.pop(f"{side}_{name}") for side in ("encoder", "decoder"))
         if encoder != decoder:
-            raise InputError(f"config.json: encoder_{name}={encoder} and decoder_{name}={decoder} must be the same.")
+            raise InputError(f"encoder_{name}={encoder} and decoder_{name}={decoder} must be the same.")
         fields[ours] = decoder
     if config.pop("decoder_vocab_size", None) not in (None, fields["vocab_size"]):
-        raise InputError(f"config.json: decoder_vocab_size must be vocab_size={fields['vocab_size']}.")
+        raise InputError(f"decoder_vocab_size must be vocab_size={fields['vocab_size']}.")
     return {}
 
 

@@ -20,7 +20,8 @@ Json = dict[str, Any]
 # What says how a model was trained, is run or was saved, and not what it computes.
 IGNORED = frozenset(
     """_name_or_path architectures attention_dropout attn_pdrop auto_map bos_token_id chunk_size_feed_forward
-    classifier_dropout classif_dropout activation_dropout dropout dropout_rate decoder_layerdrop decoder_start_token_id
+    classifier_dropout classifier_dropout_rate classif_dropout activation_dropout dropout dropout_rate
+    decoder_layerdrop decoder_start_token_id
     do_sample dtype early_stopping embd_pdrop encoder_layerdrop eos_token_id forced_bos_token_id forced_eos_token_id
     gradient_checkpointing hidden_dropout id2label init_std initializer_factor initializer_range is_encoder_decoder
     label2id layerdrop length_penalty max_length min_length model_type n_ctx
@@ -30,6 +31,9 @@ IGNORED = frozenset(
     torch_dtype transformers_version use_cache cache_implementation bad_words_ids _num_labels save_step is_llama_config
     transformers.js_config sliding_window_size""".split()  # noqa: SIM905
 )
+# of keys that any family may have, the one value that is known
+EVERYWHERE: Json = {"is_decoder": False, "add_cross_attention": False, "cross_attention_hidden_size": None}
+EVERYWHERE |= {"pruned_heads": {}}
 ACTIVATIONS = {
     "relu": "relu",
     "gelu": "gelu",
@@ -62,12 +66,10 @@ class Key:
     def read(self, config: Json) -> Any:
         value = config.pop(self.theirs, config.pop(self.older, self.default))
         if value is ...:
-            raise InputError(f"config.json has no {self.theirs!r}.")
+            raise InputError(f"there is no {self.theirs!r}.")
         if self.words is not None:
             if not isinstance(value, str | bool) or value not in self.words:
-                raise InputError(
-                    f"config.json: {self.theirs}={shown(value)} must be one of {', '.join(map(str, self.words))}."
-                )
+                raise InputError(f"{self.theirs}={shown(value)} must be one of {', '.join(map(str, self.words))}.")
             return self.words[value]
         return value
 
@@ -113,6 +115,29 @@ class Family:
     may_untie: bool = False
     tables: Callable[[ModelConfig], dict[str, np.ndarray]] | None = None
     tables_saved: bool = False
+
+    def understood(self, config: Json) -> Json:
+        """Our fields, from a config.json of the family that is used up.
+
+        Raises:
+            InputError: a key is unknown, or has a value that this package does not know.
+        """
+        for key, known in (EVERYWHERE | self.older | self.only).items():
+            if (value := config.pop(key, known)) != known:
+                raise InputError(f"{key}={shown(value)} is not known, only {shown(known)}.")
+        fields = dict(self.fields)
+        for key in self.keys:
+            value = key.read(config)
+            if value is not None:
+                fields[key.ours] = value
+        fields |= self.read(config, fields)
+        if unknown := [key for key in config if key not in IGNORED]:
+            raise InputError(f"unknown, and may change what the model computes: {', '.join(map(shown, unknown))}.")
+        return fields
+
+    def written(self, config: ModelConfig) -> Json:
+        """What `understood` reads, where the family has such models."""
+        return {key.theirs: key.write(config) for key in self.keys} | self.only | self.write(config)
 
     def rows_of(self, config: ModelConfig) -> tuple[Row, ...]:
         """The rows for a model."""

@@ -25,7 +25,7 @@ from transformer_jax.config_file import no_twins
 from transformer_jax.errors import InputError
 from transformer_jax.files import decode, read_whole
 from transformer_jax.huggingface.families import FAMILIES
-from transformer_jax.huggingface.family import IGNORED, Family, Json
+from transformer_jax.huggingface.family import Family
 from transformer_jax.huggingface.rows import Piece, pieces
 from transformer_jax.model.transformer import Transformer
 from transformer_jax.run import example_inputs
@@ -49,10 +49,6 @@ def read_json(path: Path) -> dict[str, Any]:
 
 # --- the config
 
-# of keys that any family may have, the one value that is known
-EVERYWHERE: Json = {"is_decoder": False, "add_cross_attention": False, "cross_attention_hidden_size": None}
-EVERYWHERE |= {"pruned_heads": {}}
-
 
 def read_config(found: Mapping[str, Any], name: str = CONFIG) -> tuple[Family, ModelConfig]:
     """What their config.json says, in our words.
@@ -68,26 +64,14 @@ def read_config(found: Mapping[str, Any], name: str = CONFIG) -> tuple[Family, M
     classes = rest.get("architectures")
     if classes and family.architecture not in classes:
         raise InputError(f"{name}: architectures {shown(classes)}: only {family.architecture} of {kind} is known.")
-    for key, value in (EVERYWHERE | family.older | family.only).items():
-        if rest.pop(key, value) != value:
-            raise InputError(f"{name}: {key}={shown(found[key])} is not known for {kind}, only {shown(value)}.")
-    fields = dict(family.fields)
-    for key in family.keys:
-        value = key.read(rest)
-        if value is not None:
-            fields[key.ours] = value
     try:
-        fields |= family.read(rest, fields)
+        fields = family.understood(rest)
         if isinstance(fields.get("rope"), dict):
             fields["rope"] = RopeConfig(**fields["rope"])
-    except InputError:
-        raise
+    except InputError as error:
+        raise InputError(f"{name} of {kind}: {error}") from None
     except (AttributeError, LookupError, OverflowError, TypeError, ValueError) as error:
         raise InputError(f"{name}: cannot be read as {kind}: {type(error).__name__}: {error}.") from None
-    if unknown := [key for key in rest if key not in IGNORED]:
-        raise InputError(
-            f"{name}: unknown for {kind}, and may change what it computes: {', '.join(map(shown, unknown))}."
-        )
     try:
         return family, ModelConfig(**fields)
     except (OverflowError, ValueError, ZeroDivisionError) as error:
@@ -109,7 +93,7 @@ def write_config(kind: str, config: ModelConfig) -> dict[str, Any]:
         InputError: the family has no such models; the message names the fields that stand in the way.
     """
     family = FAMILIES[kind]
-    found = {key.theirs: key.write(config) for key in family.keys} | family.only | family.write(config)
+    found = family.written(config)
     found |= {"model_type": kind, "architectures": [family.architecture], "dtype": config.param_dtype}
     try:
         back = read_config(found)[1]
@@ -128,7 +112,7 @@ def what_it_is(config: ModelConfig) -> ModelConfig:
     said = ["attention", "dropout_rate", "attention_dropout_rate", "dtype", "linear_dtype", "param_dtype", "remat"]
     said += ["scan_layers"]
     if config.mode == "decoder-only":
-        said += ["num_encoder_layers", "share_source_embedding", "cross_position"]
+        said += ["num_encoder_layers", "encoder_windows", "share_source_embedding", "cross_position"]
     else:
         said += ["prefix_attention"]
     said += [] if config.position == "rope" else ["rope"]

@@ -30,7 +30,7 @@ def _gemma_activation(config: Json) -> Json:
     old, name = config.pop("hidden_act", None), config.pop("hidden_activation", None)
     name = name or ("gelu_pytorch_tanh" if old in (None, "gelu", "gelu_pytorch_tanh") else old)
     if name not in ACTIVATIONS:
-        raise InputError(f"config.json: hidden_activation={shown(name)} must be one of {', '.join(ACTIVATIONS)}.")
+        raise InputError(f"hidden_activation={shown(name)} must be one of {', '.join(ACTIVATIONS)}.")
     return {"activation": ACTIVATIONS[name]}
 
 
@@ -68,7 +68,7 @@ def _gemma3(config: Json, fields: Json) -> Json:
     if "full_attention" in both:
         near = dict(both.get("sliding_attention") or {})
         if near.pop("rope_type", "default") != "default" or set(near) - {"rope_theta"}:
-            raise InputError(f"config.json: rope_parameters of sliding_attention {shown(near)} are not known.")
+            raise InputError(f"rope_parameters of sliding_attention {shown(near)} are not known.")
         config["rope_parameters"], local = both["full_attention"], near.get("rope_theta")
     elif not both and config.get("rope_theta") is None:
         config["rope_theta"] = 1_000_000.0

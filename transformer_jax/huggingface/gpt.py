@@ -116,7 +116,7 @@ def _opt_rows() -> tuple[Row, ...]:
 def _opt(config: Json, fields: Json) -> Json:
     width = config.pop("word_embed_proj_dim", fields["d_model"])
     if width != fields["d_model"]:
-        raise InputError(f"config.json: word_embed_proj_dim={shown(width)} must be hidden_size={fields['d_model']}.")
+        raise InputError(f"word_embed_proj_dim={shown(width)} must be hidden_size={fields['d_model']}.")
     return {}
 
 

@@ -19,12 +19,13 @@ LAYER = "model.layers.{i}"
 PLAIN = DECODER | dict(norm="rmsnorm", use_bias=False, gated=True, position="rope")
 
 
-def gated() -> list[Row]:
+def gated(theirs: str = LAYER, ours: str = BLOCK) -> list[Row]:
+    """A feed-forward layer with a gate."""
     parts = {"gate_proj": ("gate", "F D"), "up_proj": ("up", "F D"), "down_proj": ("down", "D F")}
     return [
         row
         for name, (part, layout) in parts.items()
-        for row in linear(f"{LAYER}.mlp.{name}", f"{BLOCK}/feed_forward/{part}", layout)
+        for row in linear(f"{theirs}.mlp.{name}", f"{ours}/feed_forward/{part}", layout)
     ]
 
 

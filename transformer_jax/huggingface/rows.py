@@ -150,10 +150,9 @@ class Piece:
 def pieces(rows: Sequence[Row], config: ModelConfig, paths: Mapping[str, Any]) -> Iterator[Piece]:
     """Every tensor of theirs that a model has, by the rows of its family and the paths of our arrays."""
     for row in rows:
-        stack = row.ours[0].partition("/")[0]
-        layers = config.num_encoder_layers if stack == "encoder" else config.num_layers
-        for i in range(layers if "{i}" in row.ours[0] else 1):
-            found = [_placed(path, i, config, layers) for path in row.ours]
+        stack = config.of_stack("encoder" if row.ours[0].startswith("encoder/") else "decoder")
+        for i in range(stack.num_layers if "{i}" in row.ours[0] else 1):
+            found = [_placed(path, i, stack) for path in row.ours]
             if any(path not in paths for path, _ in found):
                 continue
             for e in range(config.num_experts if "{e}" in row.theirs else 1):
@@ -162,10 +161,10 @@ def pieces(rows: Sequence[Row], config: ModelConfig, paths: Mapping[str, Any]) -
                 yield Piece(row.theirs.format(i=i, e=e), row, places)
 
 
-def _placed(path: str, block: int, config: ModelConfig, layers: int) -> tuple[str, tuple[int, ...]]:
+def _placed(path: str, block: int, config: ModelConfig) -> tuple[str, tuple[int, ...]]:
     """Where a block's array is: in a path of its own, or as a part of that of a loop's layers."""
     if "{i}" not in path or not config.scan_layers:
         return path.format(i=block), ()
-    period = config.blocks_in_a_round(layers)
+    period = config.blocks_in_a_round()
     stack, _, rest = path.format(i=block % period).partition("/")
     return f"{stack}/{SCANNED}/{rest}", (block // period,)

@@ -53,7 +53,7 @@ def read_rope(config: Json, fields: Json, base: float = 10_000.0, fraction: floa
     found |= config.pop("rope_scaling", None) or {}
     theta, share = found.pop("rope_theta"), found.pop("partial_rotary_factor")
     if fraction is None and share not in (None, 1):
-        raise InputError(f"config.json: partial_rotary_factor={shown(share)} is not known for this family, only 1.")
+        raise InputError(f"partial_rotary_factor={shown(share)} is not known for this family, only 1.")
     rope = {"base": float(base if theta is None else theta)}
     rope["fraction"] = float((fraction or 1) if share is None else share)
     return {"rope": rope | _read_scaling(found, fields)}
@@ -63,7 +63,7 @@ def _read_scaling(found: Json, fields: Json) -> Json:
     kind = found.pop("rope_type", found.pop("type", "default"))
     found.pop("type", None)
     if kind not in SCALINGS:
-        raise InputError(f"config.json: rope_type {shown(kind)} must be one of {', '.join(SCALINGS)}.")
+        raise InputError(f"rope_type {shown(kind)} must be one of {', '.join(SCALINGS)}.")
     rope: Json = {} if kind == "default" else {"scaling": kind}
     if kind == "yarn":
         rope |= dict(low=1.0, high=32.0, original_length=fields["max_length"])
@@ -72,9 +72,9 @@ def _read_scaling(found: Json, fields: Json) -> Json:
             value = found.pop(theirs)
             rope[ours] = int(value) if ours == "original_length" else float(value)
         elif ours not in rope:
-            raise InputError(f"config.json: rope of type {kind} has no {theirs!r}.")
+            raise InputError(f"rope of type {kind} has no {theirs!r}.")
     if found:
-        raise InputError(f"config.json: rope of type {kind}: unknown {', '.join(map(shown, found))}.")
+        raise InputError(f"rope of type {kind}: unknown {', '.join(map(shown, found))}.")
     return rope
 
 
@@ -99,11 +99,11 @@ def read_windows(config: Json, fields: Json) -> tuple[int, ...]:
         first = min(first, layers) if used and window else layers
         kinds = ["full_attention"] * first + ["sliding_attention"] * (layers - first)
     if len(kinds) != layers:
-        raise InputError(f"config.json: layer_types has {len(kinds)} layers, and num_hidden_layers is {layers}.")
+        raise InputError(f"layer_types has {len(kinds)} layers, and num_hidden_layers is {layers}.")
     known = {"full_attention": 0, "sliding_attention": window}
     for kind in kinds:
         if kind not in known:
-            raise InputError(f"config.json: layer_types has {shown(kind)}; known are {', '.join(known)}.")
+            raise InputError(f"layer_types has {shown(kind)}; known are {', '.join(known)}.")
     return shortest([known[kind] for kind in kinds])
 
 

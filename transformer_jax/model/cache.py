@@ -155,7 +155,7 @@ class Cache(struct.PyTreeNode):
     @classmethod
     def empty(cls, config: ModelConfig, batch_size: int, room: Room) -> "Cache":
         """A cache with nothing in it. That of a prompt is made by `decode` with `room`, at less cost."""
-        period = config.blocks_in_a_round(config.num_layers)
+        period = config.blocks_in_a_round()
         stacked = (config.num_layers // period,) if config.scan_layers else ()
 
         def tokens(window: int) -> Tokens:

@@ -156,7 +156,6 @@ class Stack(nn.Module):
     """`num_layers` blocks. An encoder and a decoder differ in two facts: `causal` and `cross`."""
 
     config: ModelConfig
-    num_layers: int
     causal: bool
     cross: bool
 
@@ -176,8 +175,8 @@ class Stack(nn.Module):
         self.dropout = Dropout(config.dropout_rate)
         if config.embedding_norm:
             self.embedding_norm = Norm(config)
-        period = config.blocks_in_a_round(self.num_layers)
-        kind = scanned(self.num_layers // period) if config.scan_layers else Round
+        period = config.blocks_in_a_round()
+        kind = scanned(config.num_layers // period) if config.scan_layers else Round
         self.layers = kind(config, period, self.cross)
         if not config.scan_layers:
             nn.share_scope(self, self.layers)
@@ -220,7 +219,7 @@ class Stack(nn.Module):
         elif room is not None:
             slots = {window: Slots(None, room.of(window), window > 0) for window in windows}
         int8 = room is not None and room.int8 if cache is None else cache.int8
-        nothing = (None,) * config.blocks_in_a_round(self.num_layers)
+        nothing = (None,) * config.blocks_in_a_round()
         x_BTD, written = self.layers(
             self.dropout(x_BTD),
             nothing if cache is None else cache.layers,
@@ -261,8 +260,8 @@ class Transformer(nn.Module):
         zeros, param_dtype = nn.initializers.zeros, jnp.dtype(config.param_dtype)
         two = config.mode == "encoder-decoder"  # the one switch
         self.embedding = Embedding(config)
-        self.encoder = Stack(config, config.num_encoder_layers, causal=False, cross=False) if two else None
-        self.decoder = Stack(config, config.num_layers, causal=True, cross=two)
+        self.encoder = Stack(config.of_stack("encoder"), causal=False, cross=False) if two else None
+        self.decoder = Stack(config, causal=True, cross=two)
         if two and not config.share_source_embedding:
             self.source_embedding = Embedding(config)
         if not config.tie_embeddings:
