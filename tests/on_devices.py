@@ -12,7 +12,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.sharding import NamedSharding, PartitionSpec
 from variants import CHOICES, variables, variant
 
-from transformer_jax import ModelConfig, Tokens, Transformer, generate
+from transformer_jax import ModelConfig, Tokens, Transformer, generate, int8_weights
 from transformer_jax.bench import strategies
 from transformer_jax.bench.subject import Subject
 from transformer_jax.checkpoint import Checkpoints, restore
@@ -345,7 +345,8 @@ def test_the_compiler_warns_where_it_gathers_a_whole_array(capfd):
 )
 @every_mode
 def test_decoding_is_the_same_on_a_mesh(mode, mesh):
-    """Greedily, by beams and with a draft: the tokens of one device, whose prompts differ in length; scores to 1e-9."""
+    """Greedily, by beams, with a draft and with weights in 8 bits: the tokens of one device, whose prompts differ in
+    length; scores to 1e-9, and to 1e-5 where scales are float32."""
     config = exact("rope-gqa", mode, vocab_size=24)
     params = jax.tree.map(lambda x: np.asarray(x, np.float64), variables(variant("rope-gqa", mode))["params"])
     params = unflatten_dict(
@@ -355,16 +356,18 @@ def test_decoding_is_the_same_on_a_mesh(mode, mesh):
     prompt = Tokens.from_ids(ids * (np.arange(8) >= [[0], [3], [6], [0]]), pad_id=0)
     source = Tokens.from_ids(ids[::-1] * (np.arange(8) < [[8], [5], [2], [8]]), pad_id=0) if mode == MODES[0] else None
     model, options = Transformer(config), dict(source=source, max_new_tokens=8, eos_id=[3, 7])
-    for more in ({}, dict(beam_size=3, num_return=2), dict(draft=True)):
+    for more in ({}, dict(beam_size=3, num_return=2), dict(draft=True), dict(int8=True)):
         found = []
         for partitioner in (on("jit"), on(mesh)):
             here = params if partitioner.mesh is None else jax.device_put(params, partitioner.shardings(params))
-            draft = {"draft": (model, here)} if "draft" in more else {}
+            given = more | ({"draft": (model, here)} if "draft" in more else {})
+            if given.pop("int8", False):
+                here = partitioner.made(int8_weights, here)
             with partitioner.scope():
-                found.append(jax.tree.map(np.asarray, generate(model, here, prompt, **options, **(more | draft))))
+                found.append(jax.tree.map(np.asarray, generate(model, here, prompt, **options, **given)))
         np.testing.assert_array_equal(found[0].ids, found[1].ids)
         np.testing.assert_array_equal(found[0].lengths, found[1].lengths)
-        np.testing.assert_allclose(found[0].scores, found[1].scores, rtol=0, atol=1e-9)
+        np.testing.assert_allclose(found[0].scores, found[1].scores, rtol=0, atol=1e-5 if "int8" in more else 1e-9)
 
 
 # --- the benchmark of them

@@ -353,6 +353,9 @@ def test_scores_of_given_targets_add_up_to_the_loss(mode):
     assert [float(line) for line in some.splitlines()] == pytest.approx(scores[2:5], abs=1e-4)
     beams = json.loads(call("evaluate", finished(mode), "--data held-out.tsv --beam-size 3 --int8-cache")[1])
     assert (beams["loss"], beams["decoded"]) == (whole["loss"], 12)
+    rounded = json.loads(call("evaluate", finished(mode), "--data held-out.tsv --int8-weights")[1])
+    assert 0 < abs(rounded["loss"] - whole["loss"]) < 0.02
+    assert call("generate", finished(mode), "--int8-weights --prompt", ["1 May 2003"])[0] == 0
 
 
 @one_mode

@@ -4,6 +4,7 @@ from transformer_jax.config import ModelConfig, RunConfig
 from transformer_jax.decoding import Generated, generate
 from transformer_jax.huggingface.run import load_huggingface, save_huggingface
 from transformer_jax.model.cache import Cache
+from transformer_jax.model.int8 import int8_weights
 from transformer_jax.model.transformer import Memory, Transformer
 from transformer_jax.objective import make_loss
 from transformer_jax.optimizer import make_optimizer
@@ -23,6 +24,7 @@ __all__ = [
     "TrainState",
     "Transformer",
     "generate",
+    "int8_weights",
     "load_huggingface",
     "load_run",
     "make_loss",

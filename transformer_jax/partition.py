@@ -167,11 +167,16 @@ class Partitioner:
         return map_named(place, tree)
 
     def init(self, make: Callable[..., Any], *args: Any) -> Any:
-        """What `make(*args)` returns, each array born where it lives."""
+        """What `make(*args)` returns, drawn at random, each array born where it lives."""
+        if self.mesh is None and jax.default_backend() == "gpu":
+            return made_by_cpu(make, *args)
+        return self.made(make, *args)
+
+    def made(self, make: Callable[..., Any], *args: Any) -> Any:
+        """What `make(*args)` returns, each array where it lives."""
+        where = None if self.mesh is None else self.shardings(jax.eval_shape(make, *args))
         with self.scope():
-            if self.mesh is None:
-                return made_by_cpu(make, *args) if jax.default_backend() == "gpu" else jax.jit(make)(*args)
-            return jax.jit(make, out_shardings=self.shardings(jax.eval_shape(make, *args)))(*args)
+            return jax.jit(make, out_shardings=where)(*args)
 
     def mine(self, batch_size: int) -> Mine:
         """The places of a batch that this process's devices read."""

@@ -16,6 +16,7 @@ from transformer_jax.data.load import check_vocabulary
 from transformer_jax.data.objectives import ARRANGEMENTS
 from transformer_jax.data.tokenizer import Tokenizer, load_tokenizer
 from transformer_jax.errors import InputError
+from transformer_jax.model.int8 import int8_weights
 from transformer_jax.model.transformer import Transformer
 from transformer_jax.objective import make_loss
 from transformer_jax.optimizer import make_optimizer
@@ -113,3 +114,8 @@ def load_run(folder: str | Path, checkpoint: str = "newest", partitioner: Partit
     trained, stays = restore_params(unit, shapes.params, shapes.frozen)
     params, adapters = join_of(config)(trained, stays), trained if config.tuning.lora else None
     return Run(config, Transformer(config.model), params, tokenizer, int(unit.name), adapters)
+
+
+def in_int8(run: Run, partitioner: Partitioner = ONE_DEVICE) -> Run:
+    """The run with its weights in 8 bits, for evaluation and decoding: see `int8_weights`."""
+    return dataclasses.replace(run, params=partitioner.made(int8_weights, run.params))

@@ -20,6 +20,7 @@ from transformer_jax.data.objectives import ARRANGEMENTS
 from transformer_jax.decoding import generate
 from transformer_jax.decoding.model import follow
 from transformer_jax.model.cache import Room
+from transformer_jax.model.int8 import int8_weights
 from transformer_jax.model.transformer import Transformer
 from transformer_jax.recipes import find_recipe
 from transformer_jax.run import ONE_DEVICE, example_inputs
@@ -53,10 +54,11 @@ class Case(NamedTuple):
     beam_size: int = 1
     uncached: bool = True  # it is also decoded without a cache
     peer: bool = True  # and by `transformers`, which has its like
+    int8: bool = False  # and with weights in 8 bits
 
 
 CASES = {
-    "gpt2-batch-1": Case(GPT2, 1, 16, 128),
+    "gpt2-batch-1": Case(GPT2, 1, 16, 128, int8=True),
     "gpt2-batch-8": Case(GPT2, 8, 16, 128, uncached=False),
     "gpt2-1024-tokens": Case(GPT2, 1, 16, 1024, uncached=False),
     "bart-greedy": Case(BART, 8, 32, 32),
@@ -126,6 +128,9 @@ def ways(case: Case) -> dict[str, Callable[[], Any]]:
             found["cache"] = lambda: without_source_keys(model, params, prompt, source, case.new)
     name = "cache" if source is None else "cache, source keys kept"
     options: Any = dict(source=source, max_new_tokens=case.new, beam_size=case.beam_size)
+    if case.int8:
+        packed = jax.jit(int8_weights)(params)
+        found["cache, weights in 8 bits"] = lambda: generate(model, packed, prompt, **options).ids
     found[name] = lambda: generate(model, params, prompt, **options).ids
     return found | ({peers.NAME: peer} if peer is not None else {})
 

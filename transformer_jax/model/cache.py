@@ -9,11 +9,11 @@ from flax import struct
 
 from transformer_jax.config import ModelConfig
 from transformer_jax.model.attention import KeyValue
+from transformer_jax.model.int8 import Packed
 from transformer_jax.tokens import Tokens
 
 Array = jax.Array
 Tree = TypeVar("Tree")
-INT8 = 127.0  # the largest int8 that has a negative
 
 
 class Room(NamedTuple):
@@ -34,22 +34,6 @@ class Room(NamedTuple):
     def of(self, window: int) -> int:
         """Slots of a layer with this window: as many as its queries can see, used as a ring."""
         return min(self.slots, (window - 1) * self.width + self.chunk) if window else self.slots
-
-
-class Packed(struct.PyTreeNode):
-    """An array in 8 bits: `values` times `scale`, which has length 1 along the axis that shares one."""
-
-    values: Array
-    scale: Array
-
-    @classmethod
-    def of(cls, x: Array, axis: int) -> "Packed":
-        """Rounds each vector along an axis to 255 steps."""
-        scale = jnp.maximum(jnp.abs(x).max(axis, keepdims=True).astype(jnp.float32) / INT8, jnp.finfo(jnp.float32).tiny)
-        return cls(jnp.round(x / scale).astype(jnp.int8), scale)
-
-    def unpacked(self, kind: jnp.dtype) -> Array:
-        return (self.values * self.scale).astype(kind)
 
 
 class Held(struct.PyTreeNode):
@@ -78,7 +62,7 @@ class Held(struct.PyTreeNode):
     def read(self, like: KeyValue) -> KeyValue:
         """As attention takes them; `like` has as many rows and heads."""
         B, _, G, _ = like.k_BSGK.shape
-        arrays = (x.unpacked(like.k_BSGK.dtype) if isinstance(x, Packed) else x for x in (self.keys, self.values))
+        arrays = (x.astype(like.k_BSGK.dtype) if isinstance(x, Packed) else x for x in (self.keys, self.values))
         keys, values = (x.reshape(B, G, *x.shape[-2:]) for x in arrays)
         return KeyValue(jnp.swapaxes(keys, 1, 2), jnp.moveaxis(values, 3, 1))
 

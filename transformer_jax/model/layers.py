@@ -13,6 +13,7 @@ from transformer_jax.axes import axes_of, constrain, gathered, mesh_in_use, size
 from transformer_jax.config import ModelConfig
 from transformer_jax.model.float8 import matmul8
 from transformer_jax.model.gradients import gelu, matmul
+from transformer_jax.model.int8 import Packed
 
 Array = jax.Array
 Multiply = Callable[[str, Array, Array, Any], Any]
@@ -30,7 +31,54 @@ def at_least_float32(x: Array) -> Array:
 PARTS = 4  # of the contraction of a vector and a matrix
 
 
-def product(einsum: str, x: Array, w: Array, dtype: Any, multiply: Multiply = matmul) -> Array:
+Weight = Array | Packed
+
+
+BLOCK = 2**20  # numbers of a weight in 8 bits of which XLA's CPU backend makes float32 at once: its caches hold them
+FEW_ROWS = 64  # for which that is worth while; more share what it costs
+
+
+def _packed_product(einsum: str, x: Array, w: Packed, dtype: Any, multiply: Multiply) -> Array:
+    """The product with whole numbers, then the scale of each output."""
+    w_axes, y_axes = einsum.partition(",")[2].split("->")
+    kind = jnp.promote_types(x.dtype, jnp.float32)
+    y = _block_by_block(einsum, x, w.values, kind, multiply)
+    if y is None:
+        y = product(einsum, x, w.values.astype(x.dtype), kind, multiply)
+    scale = jnp.einsum(f"{w_axes}->{''.join(each for each in y_axes if each in w_axes)}", w.scale)  # 1 along the summed
+    shape = [length if letter in w_axes else 1 for letter, length in zip(y_axes, y.shape, strict=True)]
+    return (y * scale.reshape(shape)).astype(dtype or x.dtype)
+
+
+def _block_by_block(einsum: str, x: Array, values: Array, kind: Any, multiply: Multiply) -> Array | None:
+    """The product, a block of the weight's first axis at a time; None where that is no gain.
+
+    Otherwise XLA would make the whole weight float32, and even keep it for all rounds of a loop over tokens.
+    """
+    (x_axes, w_axes), y_axes = einsum.partition("->")[0].split(","), einsum.partition("->")[2]
+    first, length = w_axes[0], len(values)
+    blocks = max(2, -(-values.size // BLOCK))
+    if first in x_axes:  # it is summed, so blocks may not overlap
+        blocks = next((n for n in range(blocks, 4 * blocks) if length % n == 0), 0)
+    rows = x.size // math.prod(x.shape[x_axes.index(letter)] for letter in w_axes if letter not in y_axes)
+    if jax.default_backend() != "cpu" or rows > FEW_ROWS or not blocks or (first in x_axes and first in y_axes):
+        return None
+    size = -(-length // blocks)
+    shape = [x.shape[x_axes.index(each)] if each in x_axes else values.shape[w_axes.index(each)] for each in y_axes]
+
+    def add(number: Array, y: Array) -> Array:
+        start = jnp.minimum(number * size, length - size)
+        part = jax.lax.dynamic_slice_in_dim(values, start, size).astype(x.dtype)
+        if first in y_axes:
+            found = product(einsum, x, part, kind, multiply)
+            return jax.lax.dynamic_update_slice_in_dim(y, found, start, y_axes.index(first))
+        part_of_x = jax.lax.dynamic_slice_in_dim(x, start, size, x_axes.index(first))
+        return y + product(einsum, part_of_x, part, kind, multiply)
+
+    return jax.lax.fori_loop(0, blocks, add, jnp.zeros(shape, kind))
+
+
+def product(einsum: str, x: Array, w: Weight, dtype: Any, multiply: Multiply = matmul) -> Array:
     """An einsum of x and a weight in `dtype`, None for x's own.
 
     A vector times a matrix, which is what decoding one row does, is limited by memory. XLA's CPU backend reads the
@@ -38,6 +86,8 @@ def product(einsum: str, x: Array, w: Array, dtype: Any, multiply: Multiply = ma
     """
     (x_axes, w_axes), y_axes = einsum.partition("->")[0].split(","), einsum.partition("->")[2]
     summed = [letter for letter in w_axes if letter not in y_axes]
+    if isinstance(w, Packed):
+        return _packed_product(einsum, x, w, dtype, multiply)
     length = math.prod(w.shape[: len(summed)])
     vector = x.size == length and list(w_axes[: len(summed)]) == summed == [each for each in x_axes if each in w_axes]
     if not vector or length % PARTS or jax.default_backend() != "cpu" or multiply is not matmul:
@@ -51,22 +101,24 @@ def product(einsum: str, x: Array, w: Array, dtype: Any, multiply: Multiply = ma
 MANY_ROWS = 256  # for which making one weight of several costs less than several products
 
 
-def products(x: Array, maps: tuple[tuple[str, Array], ...], dtype: Any, multiply: Multiply) -> list[Array]:
+def products(x: Array, maps: tuple[tuple[str, Weight], ...], dtype: Any, multiply: Multiply) -> list[Array]:
     """The `product` of x with each weight. On CPU, several weights that contract x's last axis are taken as one."""
     x_axes = maps[0][0].partition(",")[0]
     rows, summed = x_axes[:-1], x_axes[-1]
     kept = [spec.partition("->")[2].removeprefix(rows) for spec, _ in maps]
     alike = all(spec == f"{x_axes},{summed}{y}->{rows}{y}" for (spec, _), y in zip(maps, kept, strict=True))
-    if len(maps) == 1 or not alike or x.size < MANY_ROWS * x.shape[-1] or jax.default_backend() != "cpu":
+    arrays = [w for _, w in maps if not isinstance(w, Packed)]
+    few = len(arrays) < max(len(maps), 2) or x.size < MANY_ROWS * x.shape[-1]
+    if few or not alike or jax.default_backend() != "cpu":
         return [product(spec, x, w, dtype, multiply) for spec, w in maps]
-    w = jnp.concatenate([w.reshape(x.shape[-1], -1) for _, w in maps], 1)
-    ends = np.cumsum([w.size // x.shape[-1] for _, w in maps])[:-1]
+    w = jnp.concatenate([w.reshape(x.shape[-1], -1) for w in arrays], 1)
+    ends = np.cumsum([w.size // x.shape[-1] for w in arrays])[:-1]
     parts = jnp.split(product(f"{x_axes},{summed}Y->{rows}Y", x, w, dtype, multiply), ends, -1)
     return [y.reshape(*x.shape[:-1], *w.shape[1:]) for y, (_, w) in zip(parts, maps, strict=True)]
 
 
 def linear(
-    x: Array, *maps: tuple[str, Array], dtype: Any = None, regather: bool = True, multiply: Multiply = matmul
+    x: Array, *maps: tuple[str, Weight], dtype: Any = None, regather: bool = True, multiply: Multiply = matmul
 ) -> list[Array]:
     """Einsums of one x, such as `BTD,DHK->BTHK`, with several weights; the results in `dtype`, None for x's own.
 
@@ -78,7 +130,8 @@ def linear(
 
     mesh = mesh_in_use()
     if not mesh:
-        return products(x, tuple((spec, w.astype(x.dtype)) for spec, w in maps), dtype, multiply)
+        cast = tuple((spec, w if isinstance(w, Packed) else w.astype(x.dtype)) for spec, w in maps)
+        return products(x, cast, dtype, multiply)
     x_axes = maps[0][0].partition(",")[0]
     x_split = split(dict(zip(x_axes, x.shape, strict=True)), mesh)
     x_over = axes_of(x_split, x_axes)
@@ -110,9 +163,12 @@ def linear(
     return jax.shard_map(local, in_specs=inputs, out_specs=outputs)(x, *weights)
 
 
-def lookup(table: Array, axes: str, ids_BT: Array) -> Array:
+def lookup(table: Weight, axes: str, ids_BT: Array, kind: Any) -> Array:
     """Rows of a table with two axes, [B, T, columns]. Devices that hold some of the rows look up those and add."""
     mesh, (rows, columns) = mesh_in_use(), axes
+    if isinstance(table, Packed) and not mesh:
+        return table.rows(ids_BT).astype(kind)
+    table = table.astype(kind)
     if not mesh:
         return table[ids_BT]
     lengths = dict(zip(axes, table.shape, strict=True))
@@ -241,7 +297,7 @@ class Embedding(nn.Module):
         self.table_VD = self.param("table_VD", init, shape, jnp.dtype(self.config.param_dtype))
 
     def __call__(self, ids_BT: Array) -> Array:
-        x_BTD = lookup(self.table_VD.astype(dtype_of(self.config)), "VD", ids_BT)
+        x_BTD = lookup(self.table_VD, "VD", ids_BT, dtype_of(self.config))
         return x_BTD * jnp.asarray(self.config.d_model**0.5, x_BTD.dtype) if self.config.scale_embeddings else x_BTD
 
     def attend(self, x_BTD: Array) -> Array:

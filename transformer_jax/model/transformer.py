@@ -239,7 +239,7 @@ class Head(struct.PyTreeNode):
     """The output layer: its einsum, its weight, and its bias where it has one."""
 
     einsum: str = struct.field(pytree_node=False)
-    w: Array
+    w: Array  # or Packed, for inference
     b_V: Array | None
 
 
