@@ -2,6 +2,7 @@
 over devices that is missing, or there twice, from rounding."""
 
 import functools
+from pathlib import Path
 from typing import NamedTuple, get_args
 
 import jax
@@ -18,9 +19,10 @@ from transformer_jax.bench.subject import Subject
 from transformer_jax.checkpoint import Checkpoints, restore
 from transformer_jax.cli import run_command
 from transformer_jax.config import CheckpointConfig, LossConfig, Mode, OptimizerConfig, ParallelConfig
+from transformer_jax.huggingface.folder import read_pretrained, write_pretrained
 from transformer_jax.objective import make_loss, token_sums
 from transformer_jax.optimizer import make_optimizer
-from transformer_jax.partition import Partitioner
+from transformer_jax.partition import Partitioner, part_bytes
 from transformer_jax.run import example_inputs
 from transformer_jax.step import TrainState, train_step
 from transformer_jax.trainer import digest_of
@@ -338,6 +340,23 @@ def test_the_compiler_warns_where_it_gathers_a_whole_array(capfd):
 
 
 # --- decoding
+
+
+@every_mode
+def test_published_weights_come_to_where_they_live_and_go_back(mode, tmp_path):
+    """Each device has its part alone, the parts are those of the whole, and what is written of them is the same."""
+    folder = Path(__file__).parent / "fixtures" / ("t5" if mode == MODES[0] else "llama")
+    partitioner = on("data=2,fsdp=2,tensor=2")
+    for scan_layers in (False, True):
+        config, whole = read_pretrained(folder, scan_layers=scan_layers)
+        _, parts = read_pretrained(folder, partitioner, scan_layers=scan_layers)
+        jax.tree.map(np.testing.assert_array_equal, parts, whole)
+        assert jax.tree.map(lambda x: x.sharding, parts) == partitioner.shardings(parts)
+        assert part_bytes(parts) < 0.4 * part_bytes(whole)
+        for name, params in (("whole", whole), ("parts", parts)):
+            write_pretrained(tmp_path / name, "t5" if mode == MODES[0] else "llama", config, params)
+        found = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("whole", "parts")]
+        assert found[0] == found[1]
 
 
 @pytest.mark.parametrize(

@@ -157,6 +157,27 @@ def test_layers_in_a_loop_are_the_same_layers(folder):
     same(read_pretrained(folder / "again")[1], plain)
 
 
+def test_a_large_model_is_never_on_the_host_as_a_whole(tmp_path):
+    """Written in shards, with an index, and read: what is in memory on the way is less than the largest shard."""
+    large = LLAMA.replace(vocab_size=50_000, d_model=128, d_ff=1024, num_layers=2)
+    params = random_params(large)
+    shard = 50_000 * 128 * 4
+    size = sum(leaf.nbytes for leaf in flatten_dict(params).values())
+    for scan_layers in (False, True):
+        tracemalloc.start()
+        write_pretrained(tmp_path, "llama", large, params, shard_bytes=shard)
+        assert tracemalloc.get_traced_memory()[1] < 1.3 * shard
+        assert len(list(tmp_path.glob("model-*-of-*.safetensors"))) > size / shard
+        assert max(path.stat().st_size for path in tmp_path.glob("*.safetensors")) < 1.01 * shard
+        tracemalloc.reset_peak()
+        _, found = read_pretrained(tmp_path, scan_layers=scan_layers)
+        kept, most = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        assert most - kept < 1.3 * shard
+        if not scan_layers:
+            same(found, params)
+
+
 def test_what_fits_no_family_is_said():
     with pytest.raises(InputError, match=r"As llama.*norm='layernorm' \(it has 'rmsnorm'\)"):
         write_config("llama", LLAMA.replace(norm="layernorm"))

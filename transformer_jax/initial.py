@@ -5,8 +5,6 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-import jax
-import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from transformer_jax.axes import letters_of
@@ -15,7 +13,8 @@ from transformer_jax.config_file import read_config
 from transformer_jax.errors import InputError
 from transformer_jax.huggingface.folder import differing, read_json, read_model, what_it_is
 from transformer_jax.huggingface.run import load_huggingface, special_tokens_of
-from transformer_jax.run import CHECKPOINTS, CONFIG, TOKENIZER, abstract_params, load_run
+from transformer_jax.partition import Partitioner
+from transformer_jax.run import CHECKPOINTS, CONFIG, ONE_DEVICE, TOKENIZER, abstract_params, load_run
 from transformer_jax.tuning import resized
 
 # What may be another than in the model that a run starts from, besides what changes nothing of what it computes.
@@ -61,27 +60,34 @@ def check_model(run: RunConfig) -> None:
         )
 
 
-def initial_params(run: RunConfig) -> Any:
-    """The parameters that a run starts from, in the shapes of its model: a vocabulary of another size is cut, or grows
-    by rows that are the mean of all.
+def initial_params(run: RunConfig, partitioner: Partitioner = ONE_DEVICE) -> Any:
+    """The parameters that a run starts from, where they live, in the shapes of its model: a vocabulary of another size
+    is cut, or grows by rows that are the mean of all.
 
     Raises:
         InputError: they are those of another model.
     """
     folder = Path(run.init_from)
     if is_run(folder):
-        source = load_run(folder)
+        source = load_run(folder, partitioner=partitioner)
     else:
-        source = load_huggingface(folder, scan_layers=run.model.scan_layers, param_dtype=run.model.param_dtype)
+        changes = dict(scan_layers=run.model.scan_layers, param_dtype=run.model.param_dtype)
+        source = load_huggingface(folder, partitioner, **changes)
     found: dict[str, Any] = dict(flatten_dict(source.params, sep="/"))
     shapes: dict[str, Any] = dict(flatten_dict(abstract_params(run.model), sep="/"))
-    made = {}
-    for path, wanted in shapes.items():
-        x, letters = found.get(path), letters_of(path.split("/"), wanted.ndim)
+
+    def fitted(path: str, x: Any) -> Any:
+        wanted = shapes[path]
+        letters = letters_of(path.split("/"), wanted.ndim)
         if x is not None and x.shape != wanted.shape and "V" in letters:
-            x = resized(jax.numpy.asarray(x), wanted.shape[letters.index("V")], letters.index("V"))
+            x = resized(x, wanted.shape[letters.index("V")], letters.index("V"))
         if x is None or x.shape != wanted.shape:
             have = "not there" if x is None else f"of the shape {list(x.shape)}"
             raise InputError(f"--init-from {folder}: {path} is {have}, where this run has {list(wanted.shape)}.")
-        made[path] = np.asarray(x.astype(wanted.dtype))  # on the host, for whatever devices the run has
-    return unflatten_dict(made, sep="/")
+        return x.astype(wanted.dtype)
+
+    def all_of_them(found: dict[str, Any]) -> Any:
+        return unflatten_dict({path: fitted(path, found.get(path)) for path in shapes}, sep="/")
+
+    have, want = ({path: (x.shape, x.dtype) for path, x in each.items()} for each in (found, shapes))
+    return source.params if have == want else partitioner.made(all_of_them, found)

@@ -13,9 +13,9 @@ import json
 import math
 import mmap
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 import ml_dtypes
 import numpy as np
@@ -195,7 +195,25 @@ class SafetensorsFile(Mapping[str, np.ndarray]):
 NAMES = {np.dtype(kind): name for name, kind in DTYPES.items()}
 
 
-def write_safetensors(path: Path, tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str] | None = None) -> None:
+class Pending(NamedTuple):
+    """An array that is made when it is written."""
+
+    dtype: np.dtype
+    shape: tuple[int, ...]
+    make: Callable[[], np.ndarray]
+
+    @classmethod
+    def of(cls, array: np.ndarray) -> "Pending":
+        return cls(array.dtype, array.shape, lambda: array)
+
+    @property
+    def nbytes(self) -> int:
+        return math.prod(self.shape) * self.dtype.itemsize
+
+
+def write_safetensors(
+    path: Path, tensors: Mapping[str, np.ndarray | Pending], metadata: Mapping[str, str] | None = None
+) -> None:
     """Writes arrays as a file, whole or not at all."""
     header: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
     end = 0
@@ -209,9 +227,10 @@ def write_safetensors(path: Path, tensors: Mapping[str, np.ndarray], metadata: M
     with part.open("wb") as file:
         file.write(len(text).to_bytes(8, "little") + text)
         for tensor in tensors.values():
-            file.write(
-                np.ascontiguousarray(tensor, tensor.dtype.newbyteorder("<")).data.cast("B") if tensor.size else b""
-            )
+            array = tensor.make() if isinstance(tensor, Pending) else tensor
+            assert (array.dtype, array.shape) == (tensor.dtype, tensor.shape)
+            raw = np.ascontiguousarray(array, tensor.dtype.newbyteorder("<"))
+            file.write(raw.reshape(-1).view(np.uint8).data if raw.size else b"")
         file.flush()
         os.fsync(file.fileno())
     part.replace(path)

@@ -90,7 +90,7 @@ class Trainer:
         key, config = jax.random.key(self.config.seed), self.config
         if not config.init_from:
             return self.partitioner.init(self.make, key)
-        return self.partitioner.init(self.make, key, initial_params(config))
+        return self.partitioner.made(self.make, key, initial_params(config, self.partitioner))
 
     def draw(self, step: int) -> Drawn:
         """The batch of a step, all of whose ids and positions are in their tables."""

@@ -5,13 +5,14 @@ of another shape end with one message that names it. Files are safetensors; a pi
 """
 
 import dataclasses
+import functools
 import json
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -28,11 +29,13 @@ from transformer_jax.huggingface.families import FAMILIES
 from transformer_jax.huggingface.family import Family
 from transformer_jax.huggingface.rows import Piece, pieces
 from transformer_jax.model.transformer import Transformer
-from transformer_jax.run import example_inputs
-from transformer_jax.safetensors_file import SafetensorsFile, write_safetensors
+from transformer_jax.partition import Partitioner
+from transformer_jax.run import ONE_DEVICE, example_inputs
+from transformer_jax.safetensors_file import Pending, SafetensorsFile, write_safetensors
 
 CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
 MOST_JSON = 64 * 2**20
+SHARD = 5e9  # bytes
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -238,6 +241,22 @@ def _check(
             raise InputError(f"{folder}: tensor {shown(name)} is left over: no part of this model is made of it.")
 
 
+class Part(NamedTuple):
+    """What one tensor of theirs gives to a parameter.
+
+    Attributes:
+        piece: the tensor.
+        number: of the parameter among those that the tensor holds.
+        place: of what it gives, by the parameter's first axes.
+        tensor: gives the tensor.
+    """
+
+    piece: Piece
+    number: int
+    place: tuple[int, ...]
+    tensor: Callable[[], np.ndarray]
+
+
 def _tying(family: Family, config: ModelConfig, tensors: Tensors) -> dict[str, bool]:
     """What the tensors say of an output layer that the config calls tied."""
     name = "lm_head.weight"
@@ -258,11 +277,34 @@ def read_model(folder: str | Path) -> ModelConfig:
         return config.replace(**_tying(family, config, tensors))
 
 
-def read_pretrained(folder: str | Path, **changes: Any) -> tuple[ModelConfig, dict[str, Any]]:
+def _array(leaf: Any, where: Any, parts: list[Part], length: dict[str, int]) -> jax.Array:
+    """A parameter where it lives: each device's part of it is made on its own, out of mapped files."""
+
+    def make(index: Any) -> np.ndarray:
+        ends = [each.indices(size)[:2] for each, size in zip(index, leaf.shape, strict=True)]
+        array = np.empty([stop - start for start, stop in ends], leaf.dtype)
+        for piece, number, place, tensor in parts:
+            here = tuple(at - start for at, (start, _) in zip(place, ends, strict=False))
+            if all(0 <= at < stop - start for at, (start, stop) in zip(here, ends, strict=False)):
+                array[here] = piece.row.split(tensor(), length)[number][index[len(place) :]]
+        return array
+
+    if where is None:
+        return jax.device_put(make((slice(None),) * len(leaf.shape)))
+    return jax.make_array_from_callback(leaf.shape, where, make)
+
+
+def read_pretrained(
+    folder: str | Path, partitioner: Partitioner = ONE_DEVICE, **changes: Any
+) -> tuple[ModelConfig, dict[str, Any]]:
     """The config and the parameters of a model that `transformers` has saved.
+
+    One parameter after the other is read from the files to where it lives, so besides the result the host's memory
+    holds no more than its devices' parts of one parameter.
 
     Args:
         folder: with config.json and model.safetensors, or several files and their index.
+        partitioner: says where parameters live.
         changes: of fields that change how the model is computed, such as scan_layers or param_dtype.
 
     Raises:
@@ -270,7 +312,7 @@ def read_pretrained(folder: str | Path, **changes: Any) -> tuple[ModelConfig, di
     """
     folder = Path(folder)
     family, config = read_config(read_json(folder / CONFIG), str(folder / CONFIG))
-    params: dict[str, np.ndarray] = {}
+    params: dict[str, jax.Array] = {}
     with Tensors(folder) as tensors:
         config = config.replace(**changes | _tying(family, config, tensors))
         shapes, length = shapes_of(config), sizes(config)
@@ -280,26 +322,59 @@ def read_pretrained(folder: str | Path, **changes: Any) -> tuple[ModelConfig, di
             raise InputError(f"{folder}: a {family.architecture} has no {sorted(missing)[0]}.")
         names = _named(family, wanted, tensors)
         _check(family, wanted, names, tensors, config)
+        places: dict[str, Any] = dict(flatten_dict(partitioner.shardings(unflatten_dict(shapes, sep="/")), sep="/"))
+        parts: dict[str, list[Part]] = {path: [] for path in shapes}
         for piece in wanted:
-            for (path, index), part in zip(
-                piece.places, piece.row.split(tensors[names[piece.name]], length), strict=True
-            ):
-                if path not in params:
-                    params[path] = np.empty(shapes[path].shape, shapes[path].dtype)
-                params[path][index] = part
+            tensor = functools.partial(tensors.__getitem__, names[piece.name])
+            for number, (path, place) in enumerate(piece.places):
+                parts[path].append(Part(piece, number, place, tensor))
+        for path, leaf in shapes.items():
+            params[path] = _array(leaf, places[path], parts[path], length)
     return config, unflatten_dict(params, sep="/")
 
 
+def _shards(tensors: Mapping[str, Pending], most: float) -> list[dict[str, Pending]]:
+    """Tensors in turn, in files of at most so many bytes; one that is larger has a file of its own."""
+    shards: list[dict[str, Pending]] = [{}]
+    for name, tensor in tensors.items():
+        if shards[-1] and sum(each.nbytes for each in shards[-1].values()) + tensor.nbytes > most:
+            shards.append({})
+        shards[-1][name] = tensor
+    return shards
+
+
+def _write_tensors(folder: Path, tensors: Mapping[str, Pending], most: float) -> None:
+    """One file, or several and their index; what a folder has of the other kind goes."""
+    shards = _shards(tensors, most)
+    (folder / (INDEX if len(shards) == 1 else WEIGHTS)).unlink(missing_ok=True)
+    if len(shards) == 1:
+        return write_safetensors(folder / WEIGHTS, tensors, {"format": "pt"})
+    stem, weight_map = WEIGHTS.partition(".")[0], {}
+    for number, shard in enumerate(shards, 1):
+        name = f"{stem}-{number:05}-of-{len(shards):05}.safetensors"
+        write_safetensors(folder / name, shard, {"format": "pt"})
+        weight_map |= dict.fromkeys(shard, name)
+    total = sum(tensor.nbytes for tensor in tensors.values())
+    index = {"metadata": {"total_size": total}, "weight_map": weight_map}
+    (folder / INDEX).write_text(json.dumps(index, indent=2, sort_keys=True) + "\n", "utf-8")
+
+
 def write_pretrained(
-    folder: str | Path, kind: str, config: ModelConfig, params: Mapping[str, Any], **tokens: int | None
+    folder: str | Path,
+    kind: str,
+    config: ModelConfig,
+    params: Mapping[str, Any],
+    shard_bytes: float = SHARD,
+    **tokens: int | None,
 ) -> None:
-    """A model as a folder that `transformers` loads.
+    """A model as a folder that `transformers` loads. One tensor after the other is brought to the host and written.
 
     Args:
         folder: is made; what it has of these names is replaced.
         kind: the family, a `model_type`.
         config: the model's.
         params: its parameters.
+        shard_bytes: most of a file; a larger model has several, and an index.
         tokens: ids of special tokens, such as eos_token_id, which go into config.json.
 
     Raises:
@@ -309,14 +384,19 @@ def write_pretrained(
     found = write_config(kind, config) | tokens
     flat: dict[str, Any] = dict(flatten_dict(dict(params), sep="/"))
     length = sizes(config)
-    tensors = {}
+    tensors: dict[str, Pending] = {}
+
+    def joined(piece: Piece) -> np.ndarray:
+        arrays = [flat[path][index] if index else flat[path] for path, index in piece.places]
+        return piece.row.joined([np.asarray(array) for array in arrays], length)
+
     for piece in pieces(family.rows_of(config), config, flat):
-        arrays = [np.asarray(flat[path][index]) for path, index in piece.places]
-        tensors[piece.name] = piece.row.joined(arrays, length)
+        kept = np.dtype(flat[piece.places[0][0]].dtype)
+        tensors[piece.name] = Pending(kept, piece.row.shape(length), functools.partial(joined, piece))
     count = sum(math.prod(leaf.shape) for leaf in flat.values())
-    assert sum(tensor.size for tensor in tensors.values()) == count, "a parameter has no row"
+    assert sum(math.prod(tensor.shape) for tensor in tensors.values()) == count, "a parameter has no row"
     if family.tables is not None and family.tables_saved:
-        tensors |= family.tables(config)
+        tensors |= {name: Pending.of(table) for name, table in family.tables(config).items()}
     folder.mkdir(parents=True, exist_ok=True)
-    write_safetensors(folder / WEIGHTS, tensors, {"format": "pt"})
+    _write_tensors(folder, tensors, shard_bytes)
     (folder / CONFIG).write_text(json.dumps(found, indent=2, sort_keys=True) + "\n", "utf-8")

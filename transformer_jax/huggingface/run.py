@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 
 from transformer_jax.config import DataConfig, ModelConfig, RunConfig, SpecialConfig
@@ -27,7 +26,8 @@ from transformer_jax.huggingface.folder import (
     write_pretrained,
 )
 from transformer_jax.model.transformer import Transformer
-from transformer_jax.run import Run
+from transformer_jax.partition import Partitioner
+from transformer_jax.run import ONE_DEVICE, Run
 
 GENERATION, TOKENIZER, SETTINGS = "generation_config.json", "tokenizer.json", "tokenizer_config.json"
 PROBES = string.ascii_letters + string.digits  # texts, the encoding of one of which is looked for in a prompt
@@ -64,19 +64,20 @@ def data_of(model: ModelConfig, special: SpecialConfig) -> DataConfig:
     return DataConfig(objective=objective, special=special)
 
 
-def load_huggingface(folder: str | Path, **changes: Any) -> Run:
+def load_huggingface(folder: str | Path, partitioner: Partitioner = ONE_DEVICE, **changes: Any) -> Run:
     """A model that `transformers` has saved, as `load_run` gives one that was trained here.
 
     Args:
         folder: with config.json and its weights in safetensors; with tokenizer.json the run has its tokenizer, else
             None.
+        partitioner: says where parameters live.
         changes: of fields that change how the model is computed, such as scan_layers or dtype.
 
     Raises:
         InputError: anything in it is not understood, missing, left over or damaged; the message names it.
     """
     folder = Path(folder)
-    model, params = read_pretrained(folder, **changes)
+    model, params = read_pretrained(folder, partitioner, **changes)
     special = special_tokens_of(folder, read_json(folder / CONFIG), model.mode)
     tokenizer: Any = None
     if (folder / TOKENIZER).exists():
@@ -84,7 +85,7 @@ def load_huggingface(folder: str | Path, **changes: Any) -> Run:
         text = decode(path, read_whole(path, MOST_BYTES))
         tokenizer = tokenizer_of(text, name=str(path), special=special.ids)
     config = RunConfig(recipe=folder.name, model=model, data=data_of(model, special))
-    return Run(config, Transformer(model), jax.tree.map(jax.numpy.asarray, params), tokenizer, 0)
+    return Run(config, Transformer(model), params, tokenizer, 0)
 
 
 def family_of(run: Run, family: str = "") -> str:
