@@ -386,7 +386,7 @@ MOVED = [
     Bad("import", "FOLDER"),
     Bad("import docs new", "docs/config.json: no such file"),
     Bad("import RUN new", "RUN/config.json: model_type .* is none of gpt2"),
-    Bad("import published new", "published/config.json: config.json has no 'hidden_size'|has no"),
+    Bad("import published new", "published/config.json of .*: there is no 'vocab_size'"),
     Bad("import published RUN", "RUN: there is something already, and import replaces nothing"),
     Bad("import published new --as decoder", "--as.*decoder-only"),
     Bad("export RUN", "FOLDER"),
@@ -408,6 +408,8 @@ MOVED = [
     Bad("train pairs --tuning.freeze embedding --tuning.lora w_=2", "give one of them"),
     Bad("train pairs --data.special.bos -1", "bos=-1 must be at least 0"),
     Bad("train pairs --data.special.bos 99999", "data.special.bos=99999 must be below model.vocab_size"),
+    Bad("train pairs --data.special.stops 3 99999", "data.special.stops=99999 must be below model.vocab_size"),
+    Bad("train pairs --data.special.stops -3", "special.stops=.*must be at least 0"),
 ]
 BAD = TRAIN + GENERATE + EVALUATE + DESCRIBE + VERIFY + MOVED + OTHER
 

@@ -43,6 +43,8 @@ class SpecialConfig:
     """Id of what a target begins with. None: as with pad."""
     eos: int | None = None
     """Id of what ends a text. None: as with pad."""
+    stops: tuple[int, ...] = ()
+    """Ids of what ends an output besides eos, such as the end of a turn."""
     sep: int | None = None
     """Id of what stands between source and target in one sequence. None: as with pad."""
     first: int | None = None
@@ -54,6 +56,8 @@ class SpecialConfig:
     def __post_init__(self) -> None:
         check_types(self)
         at_least(self, 0, "pad", "bos", "eos", "sep", "first")
+        if min(self.stops, default=0) < 0:
+            raise ValueError(f"special.stops={self.stops} must be at least 0.")
 
     @property
     def ids(self) -> dict[str, int] | None:
@@ -64,7 +68,7 @@ class SpecialConfig:
     @property
     def for_training(self) -> "SpecialConfig":
         """The same ids, without what only the prompts of a published model have: training puts roles around a text."""
-        return dataclasses.replace(self, first=None, prompts="roles")
+        return dataclasses.replace(self, first=None, stops=(), prompts="roles")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -54,9 +54,10 @@ class Answer(NamedTuple):
 
 def decoding_options(config: RunConfig, tokenizer: Tokenizer) -> dict[str, Any]:
     """How a run's outputs begin and end."""
-    options = {"max_new_tokens": config.max_new_tokens, "eos_id": tokenizer.eos_id, "pad_id": tokenizer.pad_id}
-    first = config.data.special.first
-    return options if first is None else options | {"forced": np.array([first], np.int32)}
+    special = config.data.special
+    ends = [tokenizer.eos_id, *special.stops]
+    options = {"max_new_tokens": config.max_new_tokens, "eos_id": ends, "pad_id": tokenizer.pad_id}
+    return options if special.first is None else options | {"forced": np.array([special.first], np.int32)}
 
 
 def answers(

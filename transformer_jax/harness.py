@@ -128,7 +128,7 @@ class HarnessModel(TemplateLM):
                 prompts,
                 max_new_tokens=new,
                 batch_size=min(self.batch_size, len(prompts)),
-                eos_id=tokenizer.eos_id,
+                eos_id=[tokenizer.eos_id, *self.run.config.data.special.stops],
                 pad_id=tokenizer.pad_id,
                 **drawing,
             )

@@ -45,7 +45,10 @@ def based_on(run: RunConfig, folder: str) -> RunConfig:
     model, special = _source(Path(folder))
     tokenizer = Path(folder) / TOKENIZER
     if not tokenizer.exists():
-        raise InputError(f"--init-from {folder}: there is no {TOKENIZER} in it.")
+        raise InputError(
+            f"--init-from {folder}: there is no {TOKENIZER} in it. Give the folder of a run, which "
+            "transformer-jax import makes of it."
+        )
     data = dataclasses.replace(run.data, tokenizer=str(tokenizer), special=special.for_training, objective="auto")
     return dataclasses.replace(run, init_from=folder, model=model, data=data)
 

@@ -87,7 +87,7 @@ def look(run: Run, prompt: str, target: str | None = None) -> list[Maps]:
         sources = None if source is None else source[None]
         answer = generate(run.model, run.params, seen[None], source=sources, **options)
         said = np.asarray(answer.ids)[0, : int(answer.lengths[0])]
-        said = said[: len(said) - (said[-1] == tokenizer.eos_id)]
+        said = said[: len(said) - (said[-1] in options["eos_id"])]
     else:
         hides = run.config.data.objective == "span-corruption"
         said = tokenizer.encode_with_sentinels(target) if hides else tokenizer.encode([target])[0]

@@ -109,7 +109,7 @@ def load_run(folder: str | Path, checkpoint: str = "newest", partitioner: Partit
     unit = sound_unit(folder / CHECKPOINTS, checkpoint, read_config(folder / CONFIG).checkpoint.best)
     config = read_config(unit / CONFIG)
     tokenizer = load_tokenizer(unit / TOKENIZER, special=config.data.special.ids)
-    check_vocabulary(config.model, tokenizer)
+    check_vocabulary(config.model, tokenizer, config.data.special)
     shapes = partitioner.abstract(functools.partial(first_state, config), jax.random.key(0))
     trained, stays = restore_params(unit, shapes.params, shapes.frozen)
     params, adapters = join_of(config)(trained, stays), trained if config.tuning.lora else None

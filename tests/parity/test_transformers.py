@@ -54,6 +54,14 @@ def test_layers_in_a_loop_hold_the_same(saved):
     np.testing.assert_allclose(one[real], other[real], rtol=0, atol=1e-4)
 
 
+def test_a_model_without_an_output_layer_is_read_as_its_tied_one(tmp_path):
+    """As `facebook/bart-base` is saved: no prefix, no bias of the logits."""
+    model = build("bart")
+    model.final_logits_bias.zero_()
+    model.model.save_pretrained(tmp_path)
+    logits_agree(tmp_path, expected(model))
+
+
 @pytest.mark.parametrize("saved", DECODED, indirect=True)
 @pytest.mark.parametrize("penalty", [None, *PENALTIES])
 def test_texts_agree(saved, penalty):

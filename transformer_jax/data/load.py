@@ -6,7 +6,7 @@ from hashlib import blake2b
 
 import numpy as np
 
-from transformer_jax.config import ModelConfig, RunConfig
+from transformer_jax.config import ModelConfig, RunConfig, SpecialConfig
 from transformer_jax.data import sources
 from transformer_jax.data.batches import Batches, PackedRows, Rows, StreamRows
 from transformer_jax.data.objectives import (
@@ -114,14 +114,15 @@ def _packed(examples: Examples, run: RunConfig, tokenizer: Tokenizer) -> PackedR
     return PackedRows(examples, ARRANGEMENTS[run.model.mode], tokenizer, room_of(run.model, run.data), bidirectional)
 
 
-def check_vocabulary(model: ModelConfig, tokenizer: Tokenizer) -> None:
+def check_vocabulary(model: ModelConfig, tokenizer: Tokenizer, special: SpecialConfig) -> None:
     """Raises InputError where a tokenizer has ids that the model has no row for."""
     if model.vocab_size < tokenizer.size:
         raise InputError(
             f"model.vocab_size={model.vocab_size} is smaller than the tokenizer's {tokenizer.size} tokens."
         )
-    for role in ("pad", "bos", "eos", "sep"):
-        number = getattr(tokenizer, f"{role}_id")
+    ids = [(role, getattr(tokenizer, f"{role}_id")) for role in ("pad", "bos", "eos", "sep")]
+    ids += [("first", special.first or 0), *(("stops", number) for number in special.stops)]
+    for role, number in ids:
         if number >= model.vocab_size:
             raise InputError(f"data.special.{role}={number} must be below model.vocab_size={model.vocab_size}.")
 
@@ -137,7 +138,7 @@ def resolve(run: RunConfig, kind: str, tokenizer: Tokenizer | None, texts: Calla
         sentinels = sentinels_needed(name, run.model, run.data)
         tokenizer = make_tokenizer(run.data.tokenizer, run.data.tokenizer_size, texts, sentinels, run.data.special.ids)
     model = run.model.replace(vocab_size=run.model.vocab_size or tokenizer.size)
-    check_vocabulary(model, tokenizer)
+    check_vocabulary(model, tokenizer, run.data.special)
     return dataclasses.replace(run, model=model, data=dataclasses.replace(run.data, objective=name)), tokenizer
 
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from transformer_jax.config_checks import nearest
+from transformer_jax.data import sentencepiece
 from transformer_jax.errors import InputError
 from transformer_jax.files import decode, read_whole
 
@@ -158,12 +159,15 @@ def tokenizer_of(
 def load_tokenizer(
     path: str | os.PathLike[str], sentinels: int = 0, special: Mapping[str, int] | None = None
 ) -> Tokenizer:
-    """The tokenizer in a `tokenizer.json`; see `tokenizer_of`.
+    """The tokenizer in a `tokenizer.json`, or in a SentencePiece model; see `tokenizer_of`.
 
     Raises:
         InputError: the file is missing or is no tokenizer that can be used.
     """
     name = os.fspath(path)
+    if name.endswith(sentencepiece.ENDINGS):
+        inner = sentencepiece.tokenizer_of_pieces(sentencepiece.read_pieces(name))
+        return tokenizer_of(inner.to_str(), sentinels, name, special)
     return tokenizer_of(decode(name, read_whole(name, MOST_BYTES)), sentinels, name, special)
 
 

@@ -21,11 +21,15 @@ if TYPE_CHECKING:
 @dataclasses.dataclass(frozen=True)
 class ImportArguments:
     source: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="FOLDER")]
-    """What `transformers` has saved: config.json, weights in safetensors, tokenizer.json."""
+    """What `transformers` has saved: config.json, weights in safetensors, tokenizer.json or a SentencePiece model."""
     run: RunFolder
     """The run's folder that is made."""
     tokenizer: Path | None = None
-    """A tokenizer.json, where the folder has none."""
+    """A tokenizer.json, or a SentencePiece model (.model, .spm), where the folder has none."""
+    source_language: str | None = None
+    """Of a model of many languages, that of prompts, as its tokenizer names it (eng_Latn, en_XX, en)."""
+    target_language: str | None = None
+    """The same of its answers."""
     mode: Annotated[Mode | None, tyro.conf.arg(name="as")] = None
     """Make a model of this mode of it. Of a decoder-only model an encoder-decoder: the encoder begins as the decoder,
     cross-attention as self-attention. Of an encoder-decoder its decoder without cross-attention. Both want training."""
@@ -112,15 +116,37 @@ def command_import(arguments: list[str]) -> int:
     if args.tokenizer is not None:
         run = dataclasses.replace(run, tokenizer=load_tokenizer(args.tokenizer, special=special.ids))
     if run.tokenizer is None:
-        raise InputError(f"{args.source}: there is no tokenizer.json. Give one by --tokenizer.")
+        raise InputError(f"{args.source}: there is no tokenizer.json, nor a SentencePiece model. Give --tokenizer.")
+    run = _speaking(run, args)
     if args.mode is not None:
         run = turned(run, args.mode)
-    check_vocabulary(run.config.model, run.tokenizer)
+    check_vocabulary(run.config.model, run.tokenizer, run.config.data.special)
     run = dataclasses.replace(run, config=dataclasses.replace(run.config, workdir=str(folder)))
     with made_whole(folder) as work:
         save_run(work, run, {"imported": str(args.source)})
+    if args.tokenizer is None and (Path(args.source) / "target.spm").exists():
+        print("Targets would be cut by source.spm here: right for generate, while training wants target.spm.")
     print(f"{folder}: {_summary(run)}. Next: transformer-jax generate {folder}, or train --init-from {folder}.")
     return 0
+
+
+def _speaking(run: "Run", args: ImportArguments) -> "Run":
+    """The run with the languages that are asked for."""
+    from transformer_jax.data.tokenizer import tokenizer_of
+    from transformer_jax.huggingface.tokenizer import language_token, with_language
+
+    special, text, names = run.config.data.special, run.tokenizer.to_json(), run.tokenizer.inner.get_vocab()
+    if args.source_language is not None:
+        text = with_language(text, language_token(names, args.source_language, "--source-language"), also=False)
+    if args.target_language is not None:
+        name = language_token(names, args.target_language, "--target-language")
+        if name.startswith(">>"):  # Marian reads it in front of the source
+            text = with_language(text, name, also=True)
+        else:
+            special = dataclasses.replace(special, first=names[name])
+    data = dataclasses.replace(run.config.data, special=special)
+    config = dataclasses.replace(run.config, data=data)
+    return dataclasses.replace(run, config=config, tokenizer=tokenizer_of(text, special=special.ids))
 
 
 def _summary(run: "Run") -> str:

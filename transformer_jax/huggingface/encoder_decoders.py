@@ -1,6 +1,7 @@
 """The families of encoder-decoders."""
 
 import dataclasses
+import re
 from typing import Any
 
 import numpy as np
@@ -191,6 +192,9 @@ def _bart(architecture: str, tables_saved: bool = False, **changes: Any) -> Fami
     older |= {"normalize_embedding": bool(fields.get("embedding_norm")), "add_bias_logits": False}
     return Family(
         architecture=architecture,
+        base=re.sub("(MTModel|ForConditionalGeneration)$", "Model", architecture),
+        prefix="model.",
+        zeros=("final_logits_bias",),
         keys=BART_KEYS,
         fields=fields,
         rows=_bart_rows("before" if pre else "after"),

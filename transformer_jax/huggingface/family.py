@@ -86,6 +86,7 @@ class Family:
 
     Attributes:
         architecture: the class in `transformers`.
+        base: the class of the same without an output layer, whose files have all of a tied model.
         keys: what has one field of ours.
         fields: fields of ours that all of the family share.
         only: keys of theirs with the one value that is known here.
@@ -98,6 +99,7 @@ class Family:
         copies: tensors that may be there as copies of others, which they must equal.
         tables: (config) -> tensors that no one has trained: where they are there, they must be these.
         tables_saved: whether `transformers` wants them.
+        zeros: tensors that may be missing, and are zeros then.
         may_untie: an output layer that is there and is no copy is one of its own, whatever the config says.
     """
 
@@ -105,6 +107,7 @@ class Family:
     keys: tuple[Key, ...]
     fields: Json
     rows: tuple[Row, ...] | Callable[[ModelConfig], tuple[Row, ...]]
+    base: str = ""
     only: Json = dataclasses.field(default_factory=dict)
     older: Json = dataclasses.field(default_factory=dict)
     read: Callable[[Json, Json], Json] = lambda config, fields: {}
@@ -112,6 +115,7 @@ class Family:
     prefix: str = ""
     buffers: tuple[str, ...] = ()
     copies: dict[str, str] = dataclasses.field(default_factory=dict)
+    zeros: tuple[str, ...] = ()
     may_untie: bool = False
     tables: Callable[[ModelConfig], dict[str, np.ndarray]] | None = None
     tables_saved: bool = False

@@ -65,7 +65,7 @@ def read_config(found: Mapping[str, Any], name: str = CONFIG) -> tuple[Family, M
         raise InputError(f"{name}: model_type {shown(kind)} is none of {', '.join(FAMILIES)}.{near}")
     family = FAMILIES[kind]
     classes = rest.get("architectures")
-    if classes and family.architecture not in classes:
+    if classes and not any(name in classes for name in (family.architecture, family.base) if name):
         raise InputError(f"{name}: architectures {shown(classes)}: only {family.architecture} of {kind} is known.")
     try:
         fields = family.understood(rest)
@@ -231,7 +231,7 @@ def _check(
             if tensors.shape(name) != table.shape or not np.allclose(tensors[name], table, rtol=0, atol=1e-3):
                 raise InputError(f"{folder}: tensor {shown(name)} is not the table of sines that the family has.")
             continue
-        original = family.copies.get(name, "")
+        original = family.copies.get(name, "") or family.copies.get(family.prefix + name, "")
         original = names.get(original, original)
         if original in tensors and np.array_equal(tensors[name], tensors[original]):
             continue
@@ -282,7 +282,7 @@ def _array(leaf: Any, where: Any, parts: list[Part], length: dict[str, int]) -> 
 
     def make(index: Any) -> np.ndarray:
         ends = [each.indices(size)[:2] for each, size in zip(index, leaf.shape, strict=True)]
-        array = np.empty([stop - start for start, stop in ends], leaf.dtype)
+        array = (np.empty if parts else np.zeros)([stop - start for start, stop in ends], leaf.dtype)
         for piece, number, place, tensor in parts:
             here = tuple(at - start for at, (start, _) in zip(place, ends, strict=False))
             if all(0 <= at < stop - start for at, (start, stop) in zip(here, ends, strict=False)):
@@ -321,6 +321,7 @@ def read_pretrained(
         if missing:
             raise InputError(f"{folder}: a {family.architecture} has no {sorted(missing)[0]}.")
         names = _named(family, wanted, tensors)
+        wanted = [each for each in wanted if each.name not in family.zeros or names[each.name] in tensors]
         _check(family, wanted, names, tensors, config)
         places: dict[str, Any] = dict(flatten_dict(partitioner.shardings(unflatten_dict(shapes, sep="/")), sep="/"))
         parts: dict[str, list[Part]] = {path: [] for path in shapes}

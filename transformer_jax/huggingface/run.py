@@ -13,9 +13,8 @@ from transformer_jax.config_checks import nearest as near
 from transformer_jax.config_checks import shown
 from transformer_jax.data.load import prompts_of
 from transformer_jax.data.objectives import ARRANGEMENTS, objective_name
-from transformer_jax.data.tokenizer import MOST_BYTES, tokenizer_of
+from transformer_jax.data.tokenizer import tokenizer_of
 from transformer_jax.errors import InputError
-from transformer_jax.files import decode, read_whole
 from transformer_jax.huggingface.families import FAMILIES
 from transformer_jax.huggingface.folder import (
     CONFIG,
@@ -25,16 +24,17 @@ from transformer_jax.huggingface.folder import (
     write_config,
     write_pretrained,
 )
+from transformer_jax.huggingface.tokenizer import SETTINGS, TOKENIZER, tokenizer_json
 from transformer_jax.model.transformer import Transformer
 from transformer_jax.partition import Partitioner
 from transformer_jax.run import ONE_DEVICE, Run
 
-GENERATION, TOKENIZER, SETTINGS = "generation_config.json", "tokenizer.json", "tokenizer_config.json"
+GENERATION = "generation_config.json"
 PROBES = string.ascii_letters + string.digits  # texts, the encoding of one of which is looked for in a prompt
 
 
 def special_tokens(config: Mapping[str, Any], generation: Mapping[str, Any], mode: str) -> SpecialConfig:
-    """Which id has which role; what a decoder starts with is `bos`. Several ends count as the first of them.
+    """Which id has which role; what a decoder starts with is `bos`. Of several ends the first is that of a text.
 
     Raises:
         InputError: an id is none.
@@ -44,11 +44,12 @@ def special_tokens(config: Mapping[str, Any], generation: Mapping[str, Any], mod
     if ARRANGEMENTS[mode].has_source:
         names["bos"] = "decoder_start_token_id"
     found: dict[str, Any] = {role: both.get(name) for role, name in names.items()}
-    found = {role: each[0] if isinstance(each, list) and each else each for role, each in found.items()}
-    for role, each in found.items():
-        if each is not None and (not isinstance(each, int) or isinstance(each, bool) or each < 0):
-            raise InputError(f"{names[role]}={shown(each)} must be the id of a token.")
-    return SpecialConfig(**found, prompts="tokenizer")
+    several = {role: each if isinstance(each, list) else [each] for role, each in found.items() if each is not None}
+    for role, each in several.items():
+        if not each or not all(isinstance(one, int) and not isinstance(one, bool) and one >= 0 for one in each):
+            raise InputError(f"{names[role]}={shown(found[role])} must be the id of a token.")
+    first = {role: each[0] for role, each in several.items()}
+    return SpecialConfig(**first, stops=tuple(several.get("eos", [])[1:]), prompts="tokenizer")
 
 
 def special_tokens_of(folder: Path, config: Mapping[str, Any], mode: str) -> SpecialConfig:
@@ -68,8 +69,8 @@ def load_huggingface(folder: str | Path, partitioner: Partitioner = ONE_DEVICE, 
     """A model that `transformers` has saved, as `load_run` gives one that was trained here.
 
     Args:
-        folder: with config.json and its weights in safetensors; with tokenizer.json the run has its tokenizer, else
-            None.
+        folder: with config.json and its weights in safetensors; with tokenizer.json, or a SentencePiece model, the run
+            has its tokenizer, else None.
         partitioner: says where parameters live.
         changes: of fields that change how the model is computed, such as scan_layers or dtype.
 
@@ -80,10 +81,9 @@ def load_huggingface(folder: str | Path, partitioner: Partitioner = ONE_DEVICE, 
     model, params = read_pretrained(folder, partitioner, **changes)
     special = special_tokens_of(folder, read_json(folder / CONFIG), model.mode)
     tokenizer: Any = None
-    if (folder / TOKENIZER).exists():
-        path = folder / TOKENIZER
-        text = decode(path, read_whole(path, MOST_BYTES))
-        tokenizer = tokenizer_of(text, name=str(path), special=special.ids)
+    text = tokenizer_json(folder, read_json(folder / CONFIG)["model_type"])
+    if text is not None:
+        tokenizer = tokenizer_of(text, name=f"{folder}: its tokenizer", special=special.ids)
     config = RunConfig(recipe=folder.name, model=model, data=data_of(model, special))
     return Run(config, Transformer(model), params, tokenizer, 0)
 
@@ -161,9 +161,9 @@ def save_huggingface(folder: str | Path, run: Run, family: str = "") -> None:
     more: Any = {"is_encoder_decoder": True} if both else {}
     write_pretrained(folder, family, run.config.model, run.params, **ids, **more)
     if tokenizer is not None:
-        texts = as_published(run)
-        first = run.config.data.special.first
-        ids |= {} if first is None else {"forced_bos_token_id": first}
+        texts, special = as_published(run), run.config.data.special
+        ids |= {} if special.first is None else {"forced_bos_token_id": special.first}
+        ids |= {"eos_token_id": [tokenizer.eos_id, *special.stops]} if special.stops else {}
         texts |= {GENERATION: json.dumps(ids, indent=2, sort_keys=True) + "\n"}
         for name, text in texts.items():
             (folder / name).write_text(text, "utf-8")
