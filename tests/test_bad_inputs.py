@@ -22,7 +22,7 @@ from test_cli import ROOT, call, quick  # noqa: F401 - the fixture is for this f
 from transformer_jax.config import RunConfig
 from transformer_jax.config_file import differences, read_config, to_json
 from transformer_jax.data.sources import read
-from transformer_jax.data.tokenizer import TRAINERS, load_tokenizer, make_tokenizer
+from transformer_jax.data.tokenizer import TRAINERS, load_tokenizer, make_tokenizer, sentinels
 from transformer_jax.errors import InputError
 
 SMALL = """--steps 1 --batch-size 4 --num-samples 0 --eval-every 1 --eval-rows 8 --log-every 1 --model.d-model 16
@@ -219,13 +219,13 @@ def test_tokenizers_of_random_bytes(kind, capfd):
     """Also what was read encodes and decodes, and no panic of the library reaches the terminal."""
 
     def use(path):
-        tokenizer = load_tokenizer(path, 2)
+        tokenizer = load_tokenizer(path, sentinels(2))
         for text in (*texts, "\0<pad> \ue000", ""):
             tokenizer.decode(tokenizer.encode([text])[0])
         assert tokenizer.size < 10_000
 
     texts = ["Der kleine Hund bellt.", "a cat sat on the mat", "日本語 👋"] * 3
-    raw = make_tokenizer(kind, 300, lambda: texts, 1).to_json().encode()
+    raw = make_tokenizer(kind, 300, lambda: texts, sentinels(1)).to_json().encode()
     assert min(fuzzed("fuzzed.json", raw, use)) > 5
     assert capfd.readouterr() == ("", "")
 

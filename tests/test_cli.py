@@ -404,3 +404,35 @@ def test_runs_stop_and_go_on_with_any_tokenizer(tmp_path, data):
     flags = ("--data.tokenizer-size 60 --workdir", tmp_path, "--data.tokenizer", data)
     for stop in (2, 4):
         assert call("train text", TINY, *flags, "--stop-at", stop)[0] == 0
+
+
+# --- objectives of plain text
+
+
+@pytest.mark.parametrize(
+    ("mode", "objective", "prompts"),
+    [
+        ("encoder-decoder", "ul2", ["the cat", "the <extra_id_0> sat"]),
+        pytest.param("decoder-only", "ul2", ["the cat", "the <extra_id_0> sat"], marks=pytest.mark.long),
+        pytest.param("decoder-only", "prefix-lm", ["the cat"], marks=pytest.mark.long),
+        ("decoder-only", "fill-in-the-middle", ["the cat", "the <|fim_hole|> sat"]),
+    ],
+)
+def test_every_objective_trains_and_answers(mode, objective, prompts):
+    """The loss falls; a prompt is gone on with, and one with a gap is answered; the examples can be looked at."""
+    run, words = (
+        Path(f"{objective}-{mode}"),
+        f"--data.objective {objective} --model.max-length 48 --steps 6 --eval-every 3",
+    )
+    status, _, err = train(run, mode, words, data="text")
+    assert status == 0, err
+    losses = [found[0] for found in lines(run, "train", "loss").values()]
+    assert losses[-1] < losses[0]
+    for prompt in prompts:
+        status, out, err = call("generate", run, "--max-new-tokens 5 --prompt", [prompt])
+        assert (status, err) == (0, "")
+    status, out, err = call("describe", run, "--examples 3")
+    assert (status, err) == (0, "")
+    assert out.count("\nexample ") == 3
+    assert out.count("  learned ") >= 3
+    assert out.count("  source ") == (3 if mode == "encoder-decoder" else 0)

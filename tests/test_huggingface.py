@@ -345,7 +345,7 @@ def test_a_folder_is_a_run_and_goes_back(folder, tmp_path):
     found = json.loads((folder / CONFIG).read_text()) | {"eos_token_id": [7, 3], "bos_token_id": 2}
     (folder / CONFIG).write_text(json.dumps(found))
     assert load_huggingface(folder).tokenizer is None
-    tokenizer = make_tokenizer("char", 16, lambda: ["abcabc"], 0)
+    tokenizer = make_tokenizer("char", 16, lambda: ["abcabc"])
     (folder / "tokenizer.json").write_text(tokenizer.to_json())
     run = load_huggingface(folder)
     assert (run.tokenizer.eos_id, run.tokenizer.bos_id) == (7, 2)

@@ -10,7 +10,11 @@ from transformer_jax import Transformer, generate, int8_weights
 from transformer_jax.model import layers
 from transformer_jax.model.int8 import Packed
 
-SOME = [config for number, config in enumerate(VARIANTS) if number % 4 == 0]
+SOME = [
+    pytest.param(config, id=name(config), marks=[pytest.mark.long] * (number % 12 > 0))
+    for number, config in enumerate(VARIANTS)
+    if number % 4 == 0
+]
 
 
 def is_packed(leaf):
@@ -26,7 +30,7 @@ def logits(config, params):
     return np.asarray(compiled(config)({"params": params}, *example(config)), np.float32)
 
 
-@pytest.mark.parametrize("config", SOME, ids=name)
+@pytest.mark.parametrize("config", SOME)
 def test_logits_are_those_of_the_rounded_weights(config):
     """To what a dtype's sums are exact; and near those of the weights themselves."""
     params = variables(config)["params"]
@@ -67,11 +71,8 @@ def test_what_is_said_is_that_of_the_rounded_weights(mode, monkeypatch):
     params = variables(config)["params"]
     packed = int8_weights(params)
     source = padded(PROMPTS, 6) if mode == "encoder-decoder" else None
-    options = dict(source=source, max_new_tokens=8)
-    wanted = generate(Transformer(config), rounded(packed, params), padded(PROMPTS, 6), **options)
-    for block in (layers.BLOCK, 64):
+    plain = generate(Transformer(config), rounded(packed, params), padded(PROMPTS, 6), source=source, max_new_tokens=8)
+    for block, new in ((layers.BLOCK, 8), (64, 7)):  # another length is compiled anew
         monkeypatch.setattr(layers, "BLOCK", block)
-        jax.clear_caches()
-        found = generate(Transformer(config), packed, padded(PROMPTS, 6), **options)
-        np.testing.assert_array_equal(found.ids, wanted.ids)
-        np.testing.assert_allclose(found.scores, wanted.scores, rtol=0, atol=1e-4)
+        found = generate(Transformer(config), packed, padded(PROMPTS, 6), source=source, max_new_tokens=new)
+        np.testing.assert_array_equal(found.ids, plain.ids[:, :new])

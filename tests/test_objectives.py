@@ -8,24 +8,25 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from transformer_jax.config import DataConfig, ModelConfig
+from transformer_jax.data.batches import Batches, PackedRows
+from transformer_jax.data.denoising import MODES as WAYS
+from transformer_jax.data.denoising import Denoised, Denoiser, noise_shape, span_corruption, ul2, ul2_denoisers
+from transformer_jax.data.examples import FIM, HOLE, chunk, continuation, fill_in_the_middle, prefix_lm
 from transformer_jax.data.objectives import (
     ARRANGEMENTS,
-    SpanCorruption,
-    chunk,
-    continuation,
+    TEXT_OBJECTIVES,
+    arrangement_of,
     fitting,
-    noise_shape,
     objective_name,
     room_of,
-    sentinels_needed,
-    span_corruption,
+    tokens_needed,
 )
 from transformer_jax.data.ragged import Ragged
-from transformer_jax.data.tokenizer import make_tokenizer
+from transformer_jax.data.tokenizer import make_tokenizer, sentinels
 from transformer_jax.errors import InputError
 
 law = settings(derandomize=True, deadline=None, max_examples=100)
-TOKENIZER = make_tokenizer("char", 0, lambda: ["abc"], 40)
+TOKENIZER = make_tokenizer("char", 0, lambda: ["abc"], [*sentinels(90), *WAYS, *FIM])
 MODES = tuple(ARRANGEMENTS)
 
 
@@ -37,8 +38,8 @@ def texts(*lengths):
 
 def corruption(documents, density=0.15, mean_span=3.0, seed=0):
     most = int(max(noise_shape(documents.lengths, density, mean_span)[1]))
-    sentinels = np.arange(documents.ids.max() + 1, documents.ids.max() + most + 2)
-    return SpanCorruption(documents, sentinels.astype(np.int32), density, mean_span, seed)
+    names = np.arange(documents.ids.max() + 1, documents.ids.max() + most + 2).astype(np.int32)
+    return Denoised(documents, np.zeros(len(documents), int), (Denoiser(density, mean_span),), (-1,), names, seed)
 
 
 def runs_between(ids, first):
@@ -83,7 +84,7 @@ def test_chunks_keep_every_token_in_order(lengths, longest):
 @given(st.lists(st.integers(1, 40), min_size=1, max_size=4), st.integers(6, 24))
 def test_continuation_is_the_text_in_halves(mode, lengths, room):
     documents, (model, data) = texts(*lengths), settings_of(mode, room)
-    examples = continuation(documents, fitting(model, data), TOKENIZER, data, 0)
+    examples = continuation(documents, fitting("continuation", model, data), TOKENIZER, data, 0)
     sources, targets = examples.make(np.arange(len(examples.sources)), 0)
     halves = [part for index in range(len(sources)) for part in (sources[index], targets[index])]
     assert np.concatenate(halves).tolist() == documents.ids.tolist()
@@ -130,8 +131,8 @@ def test_noise_is_as_configured(density, mean_span):
     lengths = np.arange(400, 600)
     examples = corruption(texts(*lengths), density, mean_span)
     _, targets = examples.make(np.arange(len(lengths)), 0)
-    sentinels = (targets.ids >= examples.sentinels[0]).sum()
-    hidden, spans = len(targets.ids) - sentinels, sentinels - len(lengths)
+    marks = (targets.ids >= examples.sentinels[0]).sum()
+    hidden, spans = len(targets.ids) - marks, marks - len(lengths)
     assert hidden / lengths.sum() == pytest.approx(density, rel=0.01)
     assert hidden / spans == pytest.approx(mean_span, rel=0.02)
 
@@ -165,7 +166,7 @@ def test_an_example_is_its_seed_epoch_and_index():
 def test_chunks_fill_a_row_and_sentinels_suffice(mode, density, mean_span, length):
     """Chunks are as few as fit their rows, leave out texts of one token, and have sentinels enough for any length."""
     model, data = settings_of(mode, length, noise_density=density, mean_span=mean_span)
-    fits = fitting(model, data)
+    fits = fitting("span-corruption", model, data)
     examples = span_corruption(texts(1000, 1, 7, 2), fits, TOKENIZER, data, 0)
     longest = next(n for n in itertools.count(2) if not fits(*shape(n + 1, density, mean_span)))
     pieces = -(-1000 // longest)
@@ -174,7 +175,162 @@ def test_chunks_fill_a_row_and_sentinels_suffice(mode, density, mean_span, lengt
     need = ARRANGEMENTS[mode].lengths(examples.source_lengths, examples.target_lengths)
     assert (need <= room_of(model, data)).all()
     spans = noise_shape(np.arange(2, longest + 1), density, mean_span)[1]
-    assert sentinels_needed("span-corruption", model, data) == spans.max() + 1
+    assert tokens_needed("span-corruption", model, data) == sentinels(int(spans.max()) + 1)
+
+
+# --- the others
+
+
+def vocabulary(documents, *names):
+    """Documents whose tokens are none of the tokenizer's special ones."""
+    return Ragged(documents.ids + TOKENIZER.size, documents.offsets)
+
+
+def whole(source, target):
+    """The text that was hidden from a source and told by a target."""
+    first, last = TOKENIZER.sentinel_ids[0], TOKENIZER.sentinel_ids[-1]
+    answers, said = {}, []
+    for token in target.tolist():
+        said = answers.setdefault(token, []) if first <= token <= last else (said.append(token) or said)
+    return [one for token in source.tolist() for one in (answers[token] if first <= token <= last else [token])]
+
+
+@pytest.mark.parametrize("mode", MODES)
+@law
+@given(
+    st.lists(st.integers(2, 300), min_size=1, max_size=4), st.integers(24, 90), st.integers(0, 99), st.integers(0, 9)
+)
+def test_every_denoiser_hides_and_tells(mode, lengths, room, seed, epoch):
+    """UL2: each chunk has its mode in front and comes back whole; lengths are as promised and fit a row."""
+    documents, (model, data) = vocabulary(texts(*lengths)), settings_of(mode, room)
+    examples = ul2(documents, fitting("ul2", model, data), TOKENIZER, data, seed)
+    sources, targets = examples.make(np.arange(len(examples.chunks)), epoch)
+    np.testing.assert_array_equal(sources.lengths, examples.source_lengths)
+    np.testing.assert_array_equal(targets.lengths, examples.target_lengths)
+    assert (ARRANGEMENTS[mode].lengths(sources.lengths, targets.lengths) <= room_of(model, data)).all()
+    texts_seen = []
+    for index, kind in enumerate(examples.kinds):
+        way, source, target = examples.denoisers[kind].mode, sources[index], targets[index]
+        assert source[0] == TOKENIZER.id_of(way)
+        told = [*source[1:].tolist(), *target.tolist()] if way == "[S]" else whole(source[1:], target)
+        assert told == examples.chunks[index].tolist()
+        texts_seen += told
+    assert texts_seen == documents.ids.tolist()
+
+
+@pytest.mark.long
+def test_denoisers_are_those_of_the_paper():
+    """Over 10,000 texts: each of the seven is met equally often, its density to 1 %, its mean span to 1 %."""
+    lengths = np.random.default_rng(0).integers(1024, 2048, 10_000)
+    few = np.arange(2000) + TOKENIZER.size
+    documents = Ragged(np.resize(few, lengths.sum()).astype(np.int32), np.append(0, np.cumsum(lengths)))
+    denoisers = ul2_denoisers(DataConfig())
+    kinds = np.random.default_rng(1).integers(7, size=10_000)
+    names = np.arange(10**6, 10**6 + 2000).astype(np.int32)
+    examples = Denoised(documents, kinds, denoisers, (3,) * 7, names, 0)
+    targets = examples.make(np.arange(10_000), 0)[1]
+    for kind, denoiser in enumerate(denoisers):
+        chosen = np.flatnonzero(kinds == kind)
+        marks = (targets.take(chosen).ids >= 10**6).sum()
+        hidden = targets.lengths[chosen].sum() - marks
+        assert hidden / lengths[chosen].sum() == pytest.approx(denoiser.density, rel=0.01)
+        if np.isfinite(denoiser.mean_span):
+            assert hidden / (marks - len(chosen)) == pytest.approx(denoiser.mean_span, rel=0.01)
+        else:
+            assert marks == 0
+    drawn = ul2(documents, lambda source, target: source + target < 3000, TOKENIZER, DataConfig(), 0).kinds
+    assert np.abs(np.bincount(drawn) / len(drawn) - 1 / 7).max() < 0.012  # three standard errors
+
+
+@pytest.mark.parametrize("mode", MODES)
+@law
+@given(st.lists(st.integers(1, 200), min_size=1, max_size=4), st.integers(6, 40), st.integers(0, 99))
+def test_a_prefix_and_its_rest_are_the_text(mode, lengths, room, seed):
+    """Nothing is lost, and only a lone token has no prefix."""
+    documents, (model, data) = texts(*lengths), settings_of(mode, room)
+    examples = prefix_lm(documents, fitting("prefix-lm", model, data), TOKENIZER, data, seed)
+    sources, targets = examples.make(np.arange(len(examples.sources)), 0)
+    parts = [part for index in range(len(sources)) for part in (sources[index], targets[index])]
+    assert np.concatenate(parts).tolist() == documents.ids.tolist()
+    assert targets.lengths.min() >= 1
+    assert (sources.lengths[sources.lengths + targets.lengths > 1] >= 1).all()
+    assert (ARRANGEMENTS[mode].lengths(sources.lengths, targets.lengths) <= room_of(model, data)).all()
+
+
+def test_prefixes_are_cut_anywhere():
+    """10,000 texts of 11 tokens: each of the 10 places within 4 standard errors."""
+    examples = prefix_lm(texts(*[11] * 10_000), lambda source, target: source + target < 12, TOKENIZER, DataConfig(), 0)
+    seen = np.bincount(examples.source_lengths)[1:]
+    assert len(seen) == 10
+    assert np.abs(seen - 1000).max() < 4 * 30
+
+
+@law
+@given(st.lists(st.integers(1, 200), min_size=1, max_size=4), st.integers(8, 60), st.integers(0, 99), st.floats(0, 1))
+def test_the_middle_comes_back(lengths, room, seed, rate):
+    """Each chunk is as it is, or its parts stand behind their marks in one of two orders; nothing is lost."""
+    documents, (model, data) = vocabulary(texts(*lengths)), settings_of("decoder-only", room, fim_rate=rate)
+    examples = fill_in_the_middle(documents, fitting("fill-in-the-middle", model, data), TOKENIZER, data, seed)
+    sources, targets = examples.make(np.arange(len(examples.chunks)), 3)
+    assert sources.lengths.tolist() == [0] * len(sources)
+    np.testing.assert_array_equal(targets.lengths, examples.target_lengths)
+    prefix, suffix, middle = (TOKENIZER.id_of(name) for name in FIM)
+    read = []
+    for index in range(len(targets)):
+        ids = targets[index].tolist()
+        if examples.moved[index]:
+            assert ids[0] == prefix
+            second, third = ids.index(suffix), ids.index(middle)
+            ids = ids[1:second] + ids[third + 1 :] + ids[second + 1 : third]
+        read += ids
+    assert read == documents.ids.tolist()
+
+
+def test_middles_are_as_configured():
+    """10,000 chunks: half of them moved, half of those each way, and the middle is a third of the text, to 3 %."""
+    documents = vocabulary(texts(*[30] * 10_000))
+    examples = fill_in_the_middle(documents, lambda s, t: t < 34, TOKENIZER, DataConfig(), 0)
+    targets = examples.make(np.arange(10_000), 0)[1]
+    suffix, middle = (TOKENIZER.id_of(name) for name in FIM[1:])
+    moved = [targets[index].tolist() for index in np.flatnonzero(examples.moved)]
+    assert len(moved) / 10_000 == pytest.approx(0.5, rel=0.03)
+    straight = [ids for ids in moved if ids[1] != suffix]
+    lengths = [len(ids) - ids.index(middle) - 1 for ids in straight]
+    assert len(straight) / len(moved) == pytest.approx(0.5 * 30 / 31, rel=0.05)  # where the prefix is not empty
+    assert np.mean(lengths) == pytest.approx(10, rel=0.05)
+
+
+@pytest.mark.parametrize("name", TEXT_OBJECTIVES)
+@pytest.mark.parametrize("hosts", [2, 8])
+def test_examples_do_not_know_the_hosts(name, hosts):
+    """What all hosts read of a batch together is the batch."""
+    mode = "decoder-only" if TEXT_OBJECTIVES[name].learned_whole else "encoder-decoder"
+    model, data = settings_of(mode, 40)
+    documents = vocabulary(texts(*range(20, 200, 9)))
+    examples = TEXT_OBJECTIVES[name].examples(documents, fitting(name, model, data), TOKENIZER, data, 5)
+    rows = PackedRows(examples, arrangement_of(name, mode), TOKENIZER, room_of(model, data), False)
+    for step in (0, 5):
+        whole_batch = Batches(rows, 8, 1).draw(step)
+        parts = [
+            Batches(rows, 8, 1, mine=np.array_split(np.arange(8), hosts)[host]).draw(step) for host in range(hosts)
+        ]
+        assert {part.sha for part in parts} == {whole_batch.sha}
+        for name_of, side in (("target", lambda b: b.target.ids), ("labels", lambda b: b.labels)):
+            together = np.concatenate([side(part.batch) for part in parts])
+            np.testing.assert_array_equal(together, side(whole_batch.batch), err_msg=name_of)
+
+
+def test_prompts_are_what_the_objective_reads():
+    """Of UL2 the mode says whether to fill in or to go on; of fill-in-the-middle a hole is what is asked for."""
+
+    def prompt(name, text):
+        return TOKENIZER.tokens(TEXT_OBJECTIVES[name].prompt(text, TOKENIZER))
+
+    assert prompt("ul2", "ab") == ["[S]", "a", "b"]
+    assert prompt("ul2", "a<extra_id_0>b") == ["[R]", "a", "<extra_id_0>", "b"]
+    assert prompt("span-corruption", "a<extra_id_0>b") == ["a", "<extra_id_0>", "b"]
+    assert prompt("fill-in-the-middle", f"a{HOLE}bc") == [FIM[0], "a", FIM[1], "b", "c", FIM[2]]
+    assert prompt("fill-in-the-middle", "ab") == prompt("prefix-lm", "ab") == ["a", "b"]
 
 
 # --- which objective
@@ -188,13 +344,19 @@ def test_chunks_fill_a_row_and_sentinels_suffice(mode, density, mean_span, lengt
         ("pairs", "decoder-only", "sequence-to-sequence", "sequence-to-sequence"),
         ("text", "encoder-decoder", "auto", "span-corruption"),
         ("text", "decoder-only", "auto", "causal"),
+        ("text", "decoder-only", "fill-in-the-middle", "fill-in-the-middle"),
+        ("text", "encoder-decoder", "ul2", "ul2"),
+        ("text", "decoder-only", "prefix-lm", "prefix-lm"),
         ("text", "decoder-only", "span-corruption", "span-corruption"),
         ("text", "encoder-decoder", "continuation", "continuation"),
         ("text", "decoder-only", "continuation", "continuation"),
     ],
 )
 def test_the_two_by_two_table(kind, mode, asked, wanted):
-    assert objective_name(kind, *settings_of(mode, 32, objective=asked)) == wanted
+    model, data = settings_of(mode, 32, objective=asked)
+    assert objective_name(kind, model, data) == wanted
+    if kind == "text" and asked == "auto" and mode == "decoder-only":
+        assert objective_name(kind, model.replace(prefix_attention="bidirectional"), data) == "prefix-lm"
 
 
 @pytest.mark.parametrize(
@@ -205,7 +367,8 @@ def test_the_two_by_two_table(kind, mode, asked, wanted):
         ("text", "decoder-only", "sequence-to-sequence", "causal", "data.objective='sequence-to-sequence'.*text"),
         ("text", "encoder-decoder", "causal", "causal", "data.objective='causal'.*no source"),
         ("text", "decoder-only", "causal", "bidirectional", "prefix_attention='bidirectional'.*causal"),
-        ("text", "decoder-only", "auto", "bidirectional", "prefix_attention='bidirectional'.*causal"),
+        ("text", "encoder-decoder", "fill-in-the-middle", "causal", "'fill-in-the-middle' has no source"),
+        ("text", "decoder-only", "fill-in-the-middle", "bidirectional", "has none"),
     ],
 )
 def test_objectives_that_make_no_sense(kind, mode, asked, prefix, named):
@@ -214,8 +377,8 @@ def test_objectives_that_make_no_sense(kind, mode, asked, prefix, named):
         objective_name(kind, model.replace(prefix_attention=prefix), data)
 
 
-@pytest.mark.parametrize("objective", [continuation, span_corruption])
-def test_a_row_too_small_for_any_text(objective):
+@pytest.mark.parametrize("name", TEXT_OBJECTIVES)
+def test_a_row_too_small_for_any_text(name):
     model, data = settings_of("decoder-only", 3)
     with pytest.raises(InputError, match="max_length is too small"):
-        objective(texts(50), fitting(model, data), TOKENIZER, data, 0)
+        TEXT_OBJECTIVES[name].examples(texts(50), fitting(name, model, data), TOKENIZER, data, 0)

@@ -15,7 +15,7 @@ from variants import ROWS, SOURCE, TARGET, document, example, has_source, pack, 
 
 from transformer_jax import Transformer
 from transformer_jax.config import DataConfig, RunConfig
-from transformer_jax.data.tokenizer import make_tokenizer
+from transformer_jax.data.tokenizer import make_tokenizer, sentinels
 from transformer_jax.model.attention import Attention, sees
 from transformer_jax.pictures import KINDS, Maps, attention_of, draw, labels, look
 from transformer_jax.run import Run, load_run
@@ -156,7 +156,7 @@ def test_nobody_looks_nothing_changes(label, mode):
 def test_labels_are_the_text(kind):
     """Together they are the text with visible spaces; special tokens have their names; nothing is unprintable."""
     text = "Aé 中🙂, $x_1$\ttab  two\n"
-    tokenizer = make_tokenizer(kind, 300, lambda: [text * 9, "and other letters"], 2)
+    tokenizer = make_tokenizer(kind, 300, lambda: [text * 9, "and other letters"], sentinels(2))
     found = labels(tokenizer, tokenizer.encode([text])[0])
     together = "".join(label.removesuffix("…") for label in found).removeprefix("▁")  # that unigram puts in front
     assert together == text.replace(" ", "␣").replace("\t", "\\t").replace("\n", "\\n")
@@ -258,7 +258,7 @@ def test_describe_draws_what_is_said(mode):
 )
 def test_texts_are_read_as_in_training(objective, mode, prompt, target, queries, keys):
     """With the tokens of the objective, and a prefix that sees all of itself where there is one."""
-    tokenizer, prefix = make_tokenizer("char", 0, lambda: ["abc"], 1), objective == "sequence-to-sequence"
+    tokenizer, prefix = make_tokenizer("char", 0, lambda: ["abc"], sentinels(1)), objective == "sequence-to-sequence"
     model = variant("none-prefix", mode).replace(
         vocab_size=tokenizer.size, prefix_attention="bidirectional" if prefix else "causal"
     )

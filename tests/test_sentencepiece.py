@@ -11,7 +11,7 @@ from transformer_jax.cli import run_command
 from transformer_jax.data.load import prompts_of
 from transformer_jax.data.sentencepiece import read_pieces, tokenizer_of_pieces
 from transformer_jax.data.sources import load
-from transformer_jax.data.tokenizer import Tokenizer, load_tokenizer
+from transformer_jax.data.tokenizer import Tokenizer, load_tokenizer, sentinels
 from transformer_jax.errors import InputError
 from transformer_jax.evaluate import decoding_options
 from transformer_jax.huggingface.folder import write_pretrained
@@ -76,7 +76,7 @@ def test_text_that_spells_a_special_token_is_spelled_out(models):
 
 def test_a_model_is_a_tokenizer_to_train_with(models):
     """As a tokenizer.json is: roles that it lacks are added, and what is written is read again."""
-    tokenizer = load_tokenizer(models[0] / "bpe.model", sentinels=3)
+    tokenizer = load_tokenizer(models[0] / "bpe.model", sentinels(3))
     assert len({tokenizer.pad_id, tokenizer.bos_id, tokenizer.eos_id, tokenizer.sep_id, tokenizer.unk_id}) == 5
     (models[0] / "again.json").write_text(tokenizer.to_json())
     again = load_tokenizer(models[0] / "again.json")

@@ -13,14 +13,15 @@ from variants import TINY, jit, variables, variant
 from transformer_jax import Transformer
 from transformer_jax.config import LossConfig, OptimizerConfig
 from transformer_jax.data.batches import PackedRows
-from transformer_jax.data.objectives import ARRANGEMENTS, FixedExamples, Room
+from transformer_jax.data.examples import FixedExamples
+from transformer_jax.data.objectives import ARRANGEMENTS, Room
 from transformer_jax.data.ragged import Ragged
 from transformer_jax.data.tokenizer import make_tokenizer
 from transformer_jax.objective import make_loss
 from transformer_jax.optimizer import make_optimizer
 from transformer_jax.step import TrainState, gradient_sums, train_step
 
-TOKENIZER = make_tokenizer("char", 0, lambda: [""], 0)  # for the ids of its special tokens, which are below 5
+TOKENIZER = make_tokenizer("char", 0, lambda: [""])  # for the ids of its special tokens, which are below 5
 SGD = OptimizerConfig(name="sgd", learning_rate=0.1, schedule="constant", warmup_steps=0, weight_decay=0.0)
 MODES = tuple(ARRANGEMENTS)
 EXAMPLES = 8  # of unequal lengths, so that rows hold unequal numbers of real tokens

@@ -8,7 +8,15 @@ import tokenizers as tk
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from transformer_jax.data.tokenizer import ROLES, SPECIAL, TRAINERS, Tokenizer, load_tokenizer, make_tokenizer
+from transformer_jax.data.tokenizer import (
+    ROLES,
+    SPECIAL,
+    TRAINERS,
+    Tokenizer,
+    load_tokenizer,
+    make_tokenizer,
+    sentinels,
+)
 from transformer_jax.errors import InputError
 
 law = settings(derandomize=True, deadline=None, max_examples=150)
@@ -20,7 +28,7 @@ TEXTS = [
     "日本語の文章 2020年4月2日 👋",
 ] * 5
 SPELLED = " ".join([*SPECIAL, "<extra_id_0>", "<extra_id_12>", *SPECIAL])
-MADE = {kind: make_tokenizer(kind, 300, lambda: TEXTS, 3) for kind in KINDS}
+MADE = {kind: make_tokenizer(kind, 300, lambda: TEXTS, sentinels(3)) for kind in KINDS}
 every_kind = pytest.mark.parametrize("kind", KINDS)
 
 
@@ -95,7 +103,7 @@ def test_training_text_full_of_special_names_teaches_none(kind):
     """Neither in the way of merges nor of pieces."""
     names = [*SPECIAL, "<extra_id_0>"]
     texts = ["".join(names), *(f"the {name} of{name}{name} the {number}" for number in range(40) for name in names)]
-    tokenizer = make_tokenizer(kind, 320, lambda: texts, 2)
+    tokenizer = make_tokenizer(kind, 320, lambda: texts, sentinels(2))
     for name in names:
         assert not special_ids(tokenizer) & set(encode(tokenizer, f"of{name}{name} {name}").tolist()), name
     assert tokenizer.decode(encode(tokenizer, texts[-1])) == texts[-1]
@@ -143,12 +151,12 @@ def test_size_covers_all_ids(kind):
 
 
 @every_kind
-@pytest.mark.parametrize("sentinels", [0, 3])
-def test_a_saved_tokenizer_gives_the_same_ids(kind, sentinels, tmp_path):
+@pytest.mark.parametrize("count", [0, 3])
+def test_a_saved_tokenizer_gives_the_same_ids(kind, count, tmp_path):
     """Also with a name for `make_tokenizer`; sentinels come with it, asked for or not."""
     path = tmp_path / "tokenizer.json"
     path.write_text(MADE[kind].to_json(), "utf-8")
-    for loaded in (load_tokenizer(path, sentinels), make_tokenizer(str(path), 0, list, sentinels)):
+    for loaded in (load_tokenizer(path, sentinels(count)), make_tokenizer(str(path), 0, list, sentinels(count))):
         for text in [*TEXTS, SPELLED, "new Жtext\n"]:
             np.testing.assert_array_equal(encode(loaded, text), encode(MADE[kind], text))
         for name in ("size", "sentinel_ids", "pad_id", "bos_id", "eos_id", "sep_id", "unk_id"):
@@ -164,7 +172,7 @@ def test_a_saved_tokenizer_saves_as_the_same_text(kind, tmp_path):
 # not unigram: the library orders pieces of equal score by chance, so a run keeps the tokenizer that it was trained with
 @pytest.mark.parametrize("kind", ["bpe", "char", "bytes"])
 def test_training_again_gives_the_same_tokenizer(kind):
-    assert make_tokenizer(kind, 300, lambda: TEXTS, 3).to_json() == MADE[kind].to_json()
+    assert make_tokenizer(kind, 300, lambda: TEXTS, sentinels(3)).to_json() == MADE[kind].to_json()
 
 
 def test_published_names_play_their_roles(tmp_path):
@@ -188,7 +196,7 @@ def test_published_names_play_their_roles(tmp_path):
 
 def test_an_unknown_kind_gets_the_nearest():
     with pytest.raises(InputError, match=r"data.tokenizer='unigramm' .*bpe, unigram, char, bytes.*'unigram'"):
-        make_tokenizer("unigramm", 100, lambda: TEXTS, 0)
+        make_tokenizer("unigramm", 100, lambda: TEXTS)
 
 
 BROKEN = {
@@ -210,27 +218,27 @@ def test_a_broken_file_is_named(case, tmp_path):
     path = tmp_path / "tokenizer.json"
     if content is not None:
         path.write_bytes(content)
-    for load in (lambda: load_tokenizer(path), lambda: make_tokenizer(str(path), 100, lambda: TEXTS, 0)):
+    for load in (lambda: load_tokenizer(path), lambda: make_tokenizer(str(path), 100, lambda: TEXTS)):
         with pytest.raises(InputError, match=f"(?s)tokenizer.json: {says}"):
             load()
 
 
 def test_a_folder_is_no_tokenizer(tmp_path):
     with pytest.raises(InputError, match="cannot be read"):
-        make_tokenizer(str(tmp_path), 100, lambda: TEXTS, 0)
+        make_tokenizer(str(tmp_path), 100, lambda: TEXTS)
 
 
 @pytest.mark.parametrize("size", [16, 260])
 def test_bpe_needs_all_bytes(size):
     with pytest.raises(InputError, match=f"data.tokenizer_size={size} is too small for bpe: 261"):
-        make_tokenizer("bpe", size, lambda: TEXTS, 0)
-    assert make_tokenizer("bpe", 261, lambda: TEXTS, 0).size == 261
+        make_tokenizer("bpe", size, lambda: TEXTS)
+    assert make_tokenizer("bpe", 261, lambda: TEXTS).size == 261
 
 
 def test_unigram_needs_its_letters():
     """Fewer entries than letters: the size is named, as it cannot be kept."""
     with pytest.raises(InputError, match=r"data.tokenizer_size=16 is too small for unigram"):
-        make_tokenizer("unigram", 16, lambda: TEXTS, 0)
+        make_tokenizer("unigram", 16, lambda: TEXTS)
 
 
 def test_a_tokenizer_is_made_from_the_library_without_a_file():

@@ -173,6 +173,8 @@ class DescribeArguments(RunConfig):
     --parallel.mesh says, and print what each of them holds, computes and sends. None: as many as the mesh names."""
     accelerator: str | None = None
     """Plan for this one, such as h100. None: all that are known."""
+    examples: int | None = None
+    """Print so many training examples instead: what is read, what is given and what is learned."""
     prompt: str | None = None
     """What a trained RUN answers or continues, for --attention."""
     attention: Path | None = None
@@ -184,7 +186,7 @@ class DescribeArguments(RunConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        at_least(self, 1, "devices")
+        at_least(self, 1, "devices", "examples")
         if (self.prompt is None) != (self.attention is None):
             raise ValueError("--prompt and --attention need each other: a text, and where its picture goes.")
         if self.attention is None and (self.target is not None or self.reads != "newest"):
@@ -213,6 +215,18 @@ def _draw_attention(folder: str, saved: RunConfig, args: DescribeArguments) -> i
     return 0
 
 
+def _show_examples(run: DescribeArguments, folder: str = "") -> int:
+    """Prints what a run is trained on, in the tokens of its folder."""
+    from transformer_jax.data.load import load_data
+    from transformer_jax.data.shown import show
+    from transformer_jax.data.tokenizer import load_tokenizer
+
+    path, special = Path(folder) / "tokenizer.json", run.data.special.ids
+    tokenizer = load_tokenizer(path, special=special) if folder and path.exists() else None
+    show(load_data(run, tokenizer), run.examples or 0)
+    return 0
+
+
 def command_describe(arguments: list[str]) -> int:
     """prints the model of a recipe or a run as a table, or what devices would hold and do; draws a run's attention"""
     if arguments and not arguments[0].startswith("-") and (Path(arguments[0]) / "config.json").exists():
@@ -221,10 +235,14 @@ def command_describe(arguments: list[str]) -> int:
         run = parse(DescribeArguments, "transformer-jax describe RUN", arguments[1:], about, opened(saved))
         if run.attention is not None:
             return _draw_attention(arguments[0], saved, run)
+        if run.examples is not None:
+            return _show_examples(run, arguments[0])
     else:
         run = parse_run(arguments, "describe", DescribeArguments)
         if run.attention is not None:
             raise InputError("--attention draws a trained run: give its folder, not a recipe or --config.")
+        if run.examples is not None:
+            return _show_examples(run)
     meshed = any(word.partition("=")[0] == "--parallel.mesh" for word in arguments)
     if run.devices is None and run.accelerator is None and not meshed:
         from transformer_jax.describe import describe

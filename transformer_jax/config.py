@@ -26,7 +26,16 @@ __all__ = [  # what a run is made of, in one place
 
 OptimizerName = Literal["adamw", "adafactor", "lion", "muon", "sgd"]
 ScheduleName = Literal["constant", "linear", "cosine", "inverse-sqrt", "wsd"]
-ObjectiveName = Literal["auto", "causal", "sequence-to-sequence", "span-corruption", "continuation"]
+ObjectiveName = Literal[
+    "auto",
+    "causal",
+    "sequence-to-sequence",
+    "span-corruption",
+    "ul2",
+    "prefix-lm",
+    "continuation",
+    "fill-in-the-middle",
+]
 TokenizerName = Literal["bpe", "unigram", "char", "bytes"]
 BestName = Literal["none", "loss", "accuracy", "exact_match"]
 StrategyName = Literal["jit", "pmap", "mesh"]
@@ -90,8 +99,10 @@ class DataConfig:
     tokenizer_size: int = 8000
     """Entries of a trained bpe or unigram tokenizer, special tokens included."""
     objective: ObjectiveName = "auto"
-    """auto: sequence-to-sequence for pairs; for plain text causal, or span-corruption with an encoder (Raffel et al.
-    2020, 3.1.4). continuation: the second part of a text from its first."""
+    """auto: sequence-to-sequence for pairs; for plain text causal, prefix-lm with a bidirectional prefix, or
+    span-corruption with an encoder (Raffel et al. 2020, 3.1.4). ul2: several ways to hide spans or to go on, with the
+    way in front (Tay et al. 2022). prefix-lm: a text from a place that is drawn; continuation: from its middle.
+    fill-in-the-middle: causal, where the middle of some texts comes last (Bavarian et al. 2022)."""
     source_length: Derived = DERIVED
     """Source tokens in a packed row. None: max_length. A decoder-only model's row has the room of source and target
     together, as far as max_length allows."""
@@ -103,10 +114,14 @@ class DataConfig:
     """Share of tokens that span-corruption hides."""
     mean_span: float = 3.0
     """Mean number of tokens in a hidden span."""
+    fim_rate: float = 0.5
+    """Share of chunks whose middle comes last, of fill-in-the-middle."""
     special: SpecialConfig = SpecialConfig()
 
     def __post_init__(self) -> None:
         check_types(self)
+        if not 0 <= self.fim_rate <= 1:
+            raise ValueError(f"fim_rate={self.fim_rate} must lie in [0, 1].")
         at_least(self, 1, "source_length", "target_length", "mean_span")
         at_least(self, 16, "tokenizer_size")
         at_most(self, 2_000_000, "tokenizer_size")  # the library takes memory for as many

@@ -13,6 +13,7 @@ import numpy as np
 from transformer_jax.axes import SCANNED
 from transformer_jax.config import ModelConfig
 from transformer_jax.data.load import prompts_of
+from transformer_jax.data.objectives import TEXT_OBJECTIVES
 from transformer_jax.data.tokenizer import Tokenizer
 from transformer_jax.decoding import generate
 from transformer_jax.errors import InputError, StorageError
@@ -89,7 +90,8 @@ def look(run: Run, prompt: str, target: str | None = None) -> list[Maps]:
         said = np.asarray(answer.ids)[0, : int(answer.lengths[0])]
         said = said[: len(said) - (said[-1] in options["eos_id"])]
     else:
-        hides = run.config.data.objective == "span-corruption"
+        objective = TEXT_OBJECTIVES.get(run.config.data.objective)
+        hides = objective is not None and objective.denoisers is not None
         said = tokenizer.encode_with_sentinels(target) if hides else tokenizer.encode([target])[0]
         if len(seen) + len(said) > most:
             raise InputError(

@@ -33,8 +33,9 @@ from transformer_jax.config import (
     RunConfig,
     StrategyName,
 )
-from transformer_jax.data.batches import PackedRows, generator
-from transformer_jax.data.objectives import ARRANGEMENTS, FixedExamples, room_of
+from transformer_jax.data.batches import PackedRows
+from transformer_jax.data.examples import FixedExamples, generator
+from transformer_jax.data.objectives import ARRANGEMENTS, room_of
 from transformer_jax.data.ragged import Ragged
 from transformer_jax.data.tokenizer import SPECIAL, make_tokenizer
 from transformer_jax.model.cache import Cache, Room
@@ -135,7 +136,7 @@ class Subject:
 def batches(config: ModelConfig, rows: int, packed: bool) -> list[Batch]:
     """Of each step a batch of random examples: one a row, and a fifth of the rows empty; or packed into the first."""
     lengths = DataConfig(source_length=24, target_length=32)
-    tokenizer, room = make_tokenizer("char", 0, lambda: [""], 0), room_of(config, lengths)
+    tokenizer, room = make_tokenizer("char", 0, lambda: [""]), room_of(config, lengths)
     bidirectional = config.prefix_attention == "bidirectional"
 
     def placed(examples: FixedExamples, count: int) -> Batch:

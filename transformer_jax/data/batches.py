@@ -1,21 +1,18 @@
 """Examples -> packed rows -> batches. `batch(step)` is a pure function of (seed, step): there is no state to lose."""
 
 import dataclasses
+import functools
 from collections.abc import Iterator
 from hashlib import blake2b
 from typing import NamedTuple, Protocol
 
 import numpy as np
 
-from transformer_jax.data.objectives import Arrangement, Examples, Room
+from transformer_jax.data.examples import Examples, generator
+from transformer_jax.data.objectives import Arrangement, Room
 from transformer_jax.data.ragged import Ragged, ranges
 from transformer_jax.data.tokenizer import Tokenizer
 from transformer_jax.tokens import ALL, Batch, Mine, Tokens
-
-
-def generator(*key: int) -> np.random.Generator:
-    """Random numbers from a key of whole numbers alone."""
-    return np.random.Generator(np.random.Philox(np.random.SeedSequence(key)))
 
 
 class Rows(Protocol):
@@ -29,29 +26,42 @@ class Rows(Protocol):
     def batch(self, rows: np.ndarray, epoch: int) -> Batch: ...
 
 
-OPEN_ROWS = 256
+AHEAD = 1024  # examples that a row can choose from
+LAST = 3  # of a row's examples are chosen, and those before taken as they come
+ROUNDING = 1e-12  # of shares of a row
+TRIES = 8  # examples that are looked at for one that is taken as it comes
 
 
 def pack(lengths: np.ndarray, room: Room) -> np.ndarray:
-    """The row of each example, int64[n]: first fit among the last OPEN_ROWS rows, longest of each stretch first.
+    """The row of each example, int64[n], one row after the other: examples that fit as they come, and for the end of a
+    row, of AHEAD of them, those that leave least. So both sides of a row fill up together, however examples differ.
 
-    `lengths` is int64[n, 2], the room that each example takes of source and target.
+    `lengths` is int64[n, 2], the room that each example takes of source and target; none takes more than a row has.
     """
-    capacity = np.asarray(room)
-    left, rows = np.full((OPEN_ROWS, 2), -1), np.empty(len(lengths), np.int64)
-    opened, stretch = 0, 16 * OPEN_ROWS
-    for start in range(0, len(lengths), stretch):
-        part = lengths[start : start + stretch]
-        for index in start + np.argsort(-part.sum(-1), kind="stable"):
-            need = lengths[index]
-            fits = np.flatnonzero((left >= need).all(-1))
-            slot = int(fits[0]) if len(fits) else -1
-            if slot < 0:
-                slot = opened % OPEN_ROWS
-                left[slot], opened = capacity, opened + 1
-            left[slot] -= need
-            # the row that this slot holds now
-            rows[index] = opened - 1 - (opened - 1 - slot) % OPEN_ROWS
+    assert (lengths <= np.asarray(room)).all(), "an example is longer than a row"
+    whole, count, row = np.maximum(np.asarray(room, float), 1), len(lengths), 0
+    needs, rows = lengths / whole, np.zeros(count, np.int64)
+    pool, following = np.arange(min(AHEAD, count)), min(AHEAD, count)
+    need, left, turn = needs[pool], np.ones(2), 0
+    enough = LAST * needs.mean(0) if count else left  # for as many examples as there are on average
+    for _ in range(count):
+        place = -1
+        while place < 0:
+            if (left > enough).all():
+                turns = (turn + np.arange(min(TRIES, len(pool)))) % len(pool)
+                place = next((int(each) for each in turns if (need[each] <= left).all()), -1)
+                turn = place + 1
+            if place < 0 and len(fits := np.flatnonzero((need <= left).all(1))):
+                place = int(fits[np.square(left - need[fits]).sum(1).argmin()])
+            if place < 0:
+                row, left = row + 1, np.ones(2)
+        rows[pool[place]] = row
+        left = left - need[place] + ROUNDING
+        if following < count:
+            pool[place], need[place] = following, needs[following]
+            following += 1
+        else:
+            need[place] = np.inf
     return rows
 
 
@@ -85,7 +95,7 @@ class PackedRows:
     room: Room
     bidirectional: bool
     members: Ragged = dataclasses.field(init=False)
-    used: float = dataclasses.field(init=False)
+    taken: np.ndarray = dataclasses.field(init=False)  # places of all rows' sources and targets that hold a token
 
     def __post_init__(self) -> None:
         lengths = self.arrangement.lengths(self.examples.source_lengths, self.examples.target_lengths)
@@ -93,7 +103,11 @@ class PackedRows:
         order = np.argsort(rows, kind="stable")
         offsets = np.searchsorted(rows[order], np.arange(rows.max() + 2 if len(rows) else 1))
         object.__setattr__(self, "members", Ragged(order, offsets))
-        object.__setattr__(self, "used", lengths.sum() / (len(self) * sum(self.room)) if len(self) else 0.0)
+        object.__setattr__(self, "taken", lengths.sum(0))
+
+    @property
+    def used(self) -> float:
+        return float(self.taken.sum() / (len(self) * sum(self.room))) if len(self) else 0.0
 
     def __len__(self) -> int:
         return len(self.members)
@@ -131,31 +145,33 @@ class StreamRows:
     seed: int
     moving: bool
 
-    def __len__(self) -> int:
-        return 1 + -(-(len(self.documents.ids) - 2) // self.length) if self.moving else self._still
+    @functools.cached_property
+    def _starts(self) -> np.ndarray:
+        """The first place of each document among the tokens that are read, and their number: its last is not."""
+        return self.documents.offsets - np.arange(len(self.documents.offsets))
 
-    @property
-    def _still(self) -> int:
-        return max(1, -(-(len(self.documents.ids) - 1) // self.length))
+    def __len__(self) -> int:
+        places = int(self._starts[-1])
+        return 1 + -(-(places - 1) // self.length) if self.moving else max(1, -(-places // self.length))
 
     @property
     def used(self) -> float:
-        return (len(self.documents.ids) - len(self.documents)) / (len(self) * self.length)
+        return int(self._starts[-1]) / (len(self) * self.length)
 
     def batch(self, rows: np.ndarray, epoch: int) -> Batch:
-        tokens, offsets = self.documents.ids, self.documents.offsets
+        tokens, starts = self.documents.ids, self._starts
         shift = int(generator(self.seed, epoch).integers(self.length)) if self.moving else 0
         row_start = rows[:, None] * self.length - shift
         place = row_start + np.arange(self.length)
-        inside = (rows[:, None] >= 0) & (place >= 0) & (place < len(tokens) - 1)
+        inside = (rows[:, None] >= 0) & (place >= 0) & (place < starts[-1])
         place = np.where(inside, place, 0)
-        document = np.searchsorted(offsets, place, side="right") - 1
-        inside &= place + 1 < offsets[document + 1]  # a document's last token predicts nothing
-        first = np.where(inside, document, len(offsets)).min(-1, keepdims=True)
+        document = np.searchsorted(starts, place, side="right") - 1
+        first = np.where(inside, document, len(starts)).min(-1, keepdims=True)
         segments = np.where(inside, document - first + 1, 0).astype(np.int32)
-        positions = np.where(inside, place - np.maximum(offsets[document], row_start), 0).astype(np.int32)
-        ids = np.where(inside, tokens[place], 0).astype(np.int32)
-        labels = np.where(inside, tokens[place + inside], 0).astype(np.int32)
+        positions = np.where(inside, place - np.maximum(starts[document], row_start), 0).astype(np.int32)
+        token = place + document  # each document before this one has a last token that is not read
+        ids = np.where(inside, tokens[token], 0).astype(np.int32)
+        labels = np.where(inside, tokens[token + inside], 0).astype(np.int32)
         return Batch(Tokens(ids, segments, positions), labels, inside.astype(np.float32))
 
 

@@ -9,15 +9,15 @@ import numpy as np
 from transformer_jax.config import ModelConfig, RunConfig, SpecialConfig
 from transformer_jax.data import sources
 from transformer_jax.data.batches import Batches, PackedRows, Rows, StreamRows
+from transformer_jax.data.examples import Examples, FixedExamples
 from transformer_jax.data.objectives import (
     ARRANGEMENTS,
     TEXT_OBJECTIVES,
-    Examples,
-    FixedExamples,
+    arrangement_of,
     fitting,
     objective_name,
     room_of,
-    sentinels_needed,
+    tokens_needed,
 )
 from transformer_jax.data.ragged import Ragged, chain
 from transformer_jax.data.sources import Corpus, Pairs
@@ -96,22 +96,38 @@ def make_rows(name: str, corpus: Corpus, run: RunConfig, tokenizer: Tokenizer) -
         if run.data.objective == "causal":
             stream = chain(tokenizer.bos_id, documents, tokenizer.eos_id)
             rows = StreamRows(stream, room.target, run.seed, moving=name == "train")
-            return rows, corpus, [f"{name}: {size} in {len(rows):,} rows of {room.target}"]
-        least = 2 if run.data.objective == "span-corruption" else 1
+            return rows, corpus, [f"{name}: {size} in {len(rows):,} rows of {room.target}, {rows.used:.0%} full"]
+        objective = TEXT_OBJECTIVES[run.data.objective]
+        least = objective.least
         if short := int(np.count_nonzero(documents.lengths < least)):
             report.append(f"data.{name}: {short:,} of {len(corpus):,} texts have fewer tokens than {least}: left out")
-        fits = fitting(run.model, run.data)
-        examples = TEXT_OBJECTIVES[run.data.objective](documents, fits, tokenizer, run.data, run.seed)
+        fits = fitting(run.data.objective, run.model, run.data)
+        examples = objective.examples(documents, fits, tokenizer, run.data, run.seed)
     rows = _packed(examples, run, tokenizer)
     if not len(rows):
         raise InputError(f"data.{name}: no example is long enough for the objective {run.data.objective}.")
     width = f"{room.source} + {room.target}" if room.source else str(room.target)
-    return rows, corpus, [*report, f"{name}: {size} in {len(rows):,} rows of {width}, {rows.used:.0%} full"]
+    line = f"{name}: {size} in {len(rows):,} rows of {width}, {rows.used:.0%} full"
+    return rows, corpus, [*report, line + (_fuller(rows) if name == "train" else "")]
+
+
+def _fuller(rows: PackedRows) -> str:
+    """Advice where one side of the rows fills up long before the other."""
+    source, target = rows.taken / (len(rows) * np.maximum(rows.room, 1))
+    if not rows.room.source or min(source, target) > 0.8 * max(source, target):
+        return ""
+    name, room, share = (
+        ("target", rows.room.target, target / source)
+        if target < source
+        else ("source", rows.room.source, source / target)
+    )
+    return f" (they would be fuller with --data.{name}-length {max(1, int(np.ceil(room * share)))})"
 
 
 def _packed(examples: Examples, run: RunConfig, tokenizer: Tokenizer) -> PackedRows:
     bidirectional = run.model.prefix_attention == "bidirectional"
-    return PackedRows(examples, ARRANGEMENTS[run.model.mode], tokenizer, room_of(run.model, run.data), bidirectional)
+    arrangement = arrangement_of(run.data.objective, run.model.mode)
+    return PackedRows(examples, arrangement, tokenizer, room_of(run.model, run.data), bidirectional)
 
 
 def check_vocabulary(model: ModelConfig, tokenizer: Tokenizer, special: SpecialConfig) -> None:
@@ -135,8 +151,8 @@ def resolve(run: RunConfig, kind: str, tokenizer: Tokenizer | None, texts: Calla
     """
     name = objective_name(kind, run.model, run.data)
     if tokenizer is None:
-        sentinels = sentinels_needed(name, run.model, run.data)
-        tokenizer = make_tokenizer(run.data.tokenizer, run.data.tokenizer_size, texts, sentinels, run.data.special.ids)
+        names = tokens_needed(name, run.model, run.data)
+        tokenizer = make_tokenizer(run.data.tokenizer, run.data.tokenizer_size, texts, names, run.data.special.ids)
     model = run.model.replace(vocab_size=run.model.vocab_size or tokenizer.size)
     check_vocabulary(model, tokenizer, run.data.special)
     return dataclasses.replace(run, model=model, data=dataclasses.replace(run.data, objective=name)), tokenizer
@@ -185,7 +201,7 @@ def prompts_of(texts: list[str], config: RunConfig, tokenizer: Tokenizer) -> lis
             return [(None, ids if len(ids) else start) for ids in found]
     if name == "causal":
         return [(None, np.concatenate([[tokenizer.bos_id], ids]).astype(np.int32)) for ids in tokenizer.encode(texts)]
-    encode = (
-        tokenizer.encode if name != "span-corruption" else lambda t: [tokenizer.encode_with_sentinels(x) for x in t]
-    )
-    return [ARRANGEMENTS[config.model.mode].prompt(ids, tokenizer) for ids in encode(texts)]
+    prompt = arrangement_of(name, config.model.mode).prompt
+    if name not in TEXT_OBJECTIVES:
+        return [prompt(ids, tokenizer) for ids in tokenizer.encode(texts)]
+    return [prompt(TEXT_OBJECTIVES[name].prompt(text, tokenizer).astype(np.int32), tokenizer) for text in texts]

@@ -2,7 +2,10 @@
 
     pairs   sequence-to-sequence   the pair as it is
     text    span-corruption        the text with spans hidden -> the spans (Raffel et al. 2020, 3.1.4)
+    text    ul2                    seven ways to hide or go on, each with its mode in front (Tay et al. 2022)
+    text    prefix-lm              a chunk up to a place that is drawn -> the rest (Raffel et al. 2020, 3.3.1)
     text    continuation           the first half of a chunk -> the second
+    text    fill-in-the-middle     no source: chunks whose middle may come last (Bavarian et al. 2022)
     text    causal                 no source: each token from those before it
 
 How source and target meet the model is the other half of the 2 x 2 table: an encoder-decoder keeps them apart, a
@@ -11,13 +14,32 @@ decoder-only model reads them joined in one sequence, with loss on the target. B
 
 import dataclasses
 from collections.abc import Callable
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import numpy as np
 
 from transformer_jax.config import DataConfig, ModelConfig
-from transformer_jax.data.ragged import Ragged, chain, ranges
-from transformer_jax.data.tokenizer import Tokenizer
+from transformer_jax.data.denoising import (
+    MODES,
+    Denoiser,
+    sentinels_of,
+    span_corruption,
+    t5_denoisers,
+    ul2,
+    ul2_denoisers,
+)
+from transformer_jax.data.examples import (
+    FIM,
+    HOLE,
+    Examples,
+    Fits,
+    continuation,
+    fill_in_the_middle,
+    fim_ids,
+    prefix_lm,
+)
+from transformer_jax.data.ragged import Ragged, chain
+from transformer_jax.data.tokenizer import SENTINEL, Tokenizer, sentinels
 from transformer_jax.errors import InputError
 
 
@@ -83,6 +105,17 @@ def _prompt_joined(source: np.ndarray, tokenizer: Tokenizer) -> tuple[np.ndarray
     return None, np.concatenate([[tokenizer.bos_id], source, [tokenizer.sep_id]])
 
 
+def _alone(sources: Ragged, targets: Ragged, tokenizer: Tokenizer) -> Arranged:
+    target = chain(tokenizer.bos_id, targets, tokenizer.eos_id)
+    return Arranged(None, target, np.ones(len(targets), np.int64))
+
+
+def _prompt_alone(source: np.ndarray, tokenizer: Tokenizer) -> tuple[np.ndarray | None, np.ndarray]:
+    return None, np.append(tokenizer.bos_id, source)
+
+
+# Examples without a source, where there is no encoder either.
+ALONE = Arrangement(False, _alone, Room(0, 1), _prompt_alone)
 # The 2 x 2 table's two columns. The target's last token is only predicted, so it takes no room.
 ARRANGEMENTS = {
     "encoder-decoder": Arrangement(True, _apart, Room(1, 1), _prompt_apart),
@@ -90,141 +123,67 @@ ARRANGEMENTS = {
 }
 
 
-class Examples(Protocol):
-    """Sources and targets by index; their lengths are known before they are made, so rows can be packed ahead."""
-
-    @property
-    def source_lengths(self) -> np.ndarray: ...
-    @property
-    def target_lengths(self) -> np.ndarray: ...
-    def make(self, indices: np.ndarray, epoch: int) -> tuple[Ragged, Ragged]: ...
+# --- what each objective is
 
 
-@dataclasses.dataclass(frozen=True)
-class FixedExamples:
-    """The same source and target every epoch."""
-
-    sources: Ragged
-    targets: Ragged
-
-    @property
-    def source_lengths(self) -> np.ndarray:
-        return self.sources.lengths
-
-    @property
-    def target_lengths(self) -> np.ndarray:
-        return self.targets.lengths
-
-    def make(self, indices: np.ndarray, epoch: int) -> tuple[Ragged, Ragged]:
-        return self.sources.take(indices), self.targets.take(indices)
+def _plain(text: str, tokenizer: Tokenizer) -> np.ndarray:
+    return tokenizer.encode([text])[0]
 
 
-def chunk(documents: Ragged, longest: int) -> Ragged:
-    """Each document cut into as few pieces of at most `longest` tokens as there can be, nearly equal in length."""
-    pieces = -(-documents.lengths // longest)
-    which = np.repeat(np.arange(len(documents)), pieces)
-    part = ranges(np.zeros(len(documents), np.int64), pieces)
-    starts = documents.lengths[which] * part // pieces[which]
-    inner = documents.offsets[which] + starts
-    return Ragged(documents.ids, np.append(inner, documents.offsets[-1]))
+def _with_sentinels(text: str, tokenizer: Tokenizer) -> np.ndarray:
+    return tokenizer.encode_with_sentinels(text)
 
 
-def continuation(documents: Ragged, fits: Callable[[int, int], bool], tokenizer, config, seed) -> FixedExamples:
-    """The first half of each chunk of text is the source, the second half the target."""
-    longest = _longest(lambda length: (length // 2, length - length // 2), fits)
-    chunks = chunk(documents, longest)
-    halves = chunks.lengths // 2
-    starts = chunks.offsets[:-1]
-    sources = Ragged(chunks.ids[ranges(starts, halves)], np.append(0, np.cumsum(halves)))
-    rest = chunks.lengths - halves
-    return FixedExamples(sources, Ragged(chunks.ids[ranges(starts + halves, rest)], np.append(0, np.cumsum(rest))))
+def _with_mode(text: str, tokenizer: Tokenizer) -> np.ndarray:
+    """A text with sentinels is to be filled in, one without is to be gone on with."""
+    mode = MODES[0] if SENTINEL.search(text) else MODES[1]
+    return np.append(tokenizer.id_of(mode), tokenizer.encode_with_sentinels(text)).astype(np.int32)
 
 
-def noise_shape(length: np.ndarray | int, density: float, mean_span: float) -> tuple[np.ndarray, np.ndarray]:
-    """(hidden tokens, spans) of a text of some length: deterministic, as in T5, so that lengths are known ahead."""
-    length = np.asarray(length)
-    hidden = np.clip(np.round(length * density), 1, length - 1).astype(np.int64)
-    spans = np.clip(np.round(hidden / mean_span), 1, np.minimum(hidden, length - hidden)).astype(np.int64)
-    return hidden, spans
-
-
-def _pieces(rng: np.random.Generator, total: int, count: int) -> np.ndarray:
-    """`count` whole numbers of at least 1 that add up to `total`, each way of it equally likely."""
-    cuts = np.sort(rng.choice(total - 1, count - 1, replace=False)) + 1 if count > 1 else np.zeros(0, np.int64)
-    return np.diff(np.concatenate([[0], cuts, [total]]))
+def _with_hole(text: str, tokenizer: Tokenizer) -> np.ndarray:
+    """What is around a hole, behind its marks; a text without one is gone on with."""
+    before, hole, behind = text.partition(HOLE)
+    if not hole:
+        return _plain(text, tokenizer)
+    prefix, suffix, middle = fim_ids(tokenizer)
+    a, c = tokenizer.encode([before, behind])
+    return np.concatenate([[prefix], a, [suffix], c, [middle]]).astype(np.int32)
 
 
 @dataclasses.dataclass(frozen=True)
-class SpanCorruption:
-    """T5's denoising: spans of a text give way to sentinels, and the target is the spans behind their sentinels.
+class Objective:
+    """What becomes of plain text.
 
-    Spans are drawn anew each epoch, from (seed, epoch, index) alone.
+    Attributes:
+        examples: (documents, whether lengths fit a row, tokenizer, config, seed) -> Examples.
+        least: tokens that a document must have.
+        denoisers: those whose sentinels the vocabulary must have.
+        names: other tokens that it must have.
+        prompt: (text, tokenizer) -> the ids of what is to be answered.
+        learned_whole: it has no source: the model gives a text a probability, and has no encoder.
     """
 
-    chunks: Ragged
-    sentinels: np.ndarray
-    density: float
-    mean_span: float
-    seed: int
-
-    @property
-    def source_lengths(self) -> np.ndarray:
-        hidden, spans = noise_shape(self.chunks.lengths, self.density, self.mean_span)
-        return self.chunks.lengths - hidden + spans
-
-    @property
-    def target_lengths(self) -> np.ndarray:
-        hidden, spans = noise_shape(self.chunks.lengths, self.density, self.mean_span)
-        return hidden + spans + 1
-
-    def corrupt(self, index: int, epoch: int) -> tuple[np.ndarray, np.ndarray]:
-        """Source and target of one chunk. Kept and hidden spans take turns, a kept one first; a last sentinel ends
-        the target (Raffel et al. 2020, figure 2)."""
-        ids = self.chunks[index]
-        hidden, spans = (int(n) for n in noise_shape(len(ids), self.density, self.mean_span))
-        rng = np.random.Generator(np.random.Philox(key=[self.seed, (epoch << 40) + index]))
-        kept, noise = _pieces(rng, len(ids) - hidden, spans), _pieces(rng, hidden, spans)
-        is_noise = np.repeat(np.arange(2 * spans) % 2 == 1, np.stack([kept, noise], 1).ravel())
-        kept_ends, noise_ends = np.cumsum(kept), np.cumsum(noise)
-        source = np.insert(ids[~is_noise], kept_ends, self.sentinels[:spans])
-        target = np.insert(ids[is_noise], np.append(0, noise_ends), self.sentinels[: spans + 1])
-        return source, target
-
-    def make(self, indices: np.ndarray, epoch: int) -> tuple[Ragged, Ragged]:
-        made = [self.corrupt(int(index), epoch) for index in indices]
-        return Ragged.of([source for source, _ in made]), Ragged.of([target for _, target in made])
+    examples: Callable[[Ragged, Fits, Tokenizer, DataConfig, int], Examples]
+    least: int = 1
+    denoisers: Callable[[DataConfig], tuple[Denoiser, ...]] | None = None
+    names: tuple[str, ...] = ()
+    prompt: Callable[[str, Tokenizer], np.ndarray] = _plain
+    learned_whole: bool = False
 
 
-def _longest(shape: Callable[[int], tuple[int, int]], fits: Callable[[int, int], bool]) -> int:
-    """The longest chunk whose source and target fit a row."""
-    low, high = 2, 4
-    while fits(*shape(high)):
-        low, high = high, 2 * high
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (middle, high) if fits(*shape(middle)) else (low, middle)
-    if not fits(*shape(low)):
-        raise InputError("max_length is too small for this objective: not even two tokens of text fit a row.")
-    return low
+TEXT_OBJECTIVES = {
+    "span-corruption": Objective(span_corruption, 2, t5_denoisers, prompt=_with_sentinels),
+    "ul2": Objective(ul2, 2, ul2_denoisers, MODES, _with_mode),
+    "prefix-lm": Objective(prefix_lm),
+    "continuation": Objective(continuation),
+    "fill-in-the-middle": Objective(fill_in_the_middle, names=FIM, prompt=_with_hole, learned_whole=True),
+}
 
 
-def _corrupted_shape(config: DataConfig) -> Callable[[int], tuple[int, int]]:
-    def shape(length: int) -> tuple[int, int]:
-        hidden, spans = (int(n) for n in noise_shape(length, config.noise_density, config.mean_span))
-        return length - hidden + spans, hidden + spans + 1
-
-    return shape
-
-
-def span_corruption(documents: Ragged, fits, tokenizer: Tokenizer, config: DataConfig, seed: int) -> SpanCorruption:
-    """The longest chunks whose corrupted form fits a row; a document of one token has nothing to hide and stays out."""
-    longest = _longest(_corrupted_shape(config), fits)
-    chunks = chunk(documents.take(np.flatnonzero(documents.lengths > 1)), longest)
-    sentinels = np.asarray(tokenizer.sentinel_ids, np.int32)
-    return SpanCorruption(chunks, sentinels, config.noise_density, config.mean_span, seed)
-
-
-TEXT_OBJECTIVES = {"span-corruption": span_corruption, "continuation": continuation}
+def arrangement_of(name: str, mode: str) -> Arrangement:
+    """How the examples of an objective meet a model of a mode."""
+    alone = name in TEXT_OBJECTIVES and TEXT_OBJECTIVES[name].learned_whole
+    return ALONE if alone else ARRANGEMENTS[mode]
 
 
 def room_of(model: ModelConfig, data: DataConfig) -> Room:
@@ -235,9 +194,9 @@ def room_of(model: ModelConfig, data: DataConfig) -> Room:
     return Room(0, min(source + target, model.max_length))
 
 
-def fitting(model: ModelConfig, data: DataConfig) -> Callable[[int, int], bool]:
+def fitting(name: str, model: ModelConfig, data: DataConfig) -> Fits:
     """Whether a source and a target of some lengths fit a row."""
-    room, arrangement = room_of(model, data), ARRANGEMENTS[model.mode]
+    room, arrangement = room_of(model, data), arrangement_of(name, model.mode)
 
     def fits(source: int, target: int) -> bool:
         need = arrangement.lengths(np.asarray(source), np.asarray(target))
@@ -246,12 +205,13 @@ def fitting(model: ModelConfig, data: DataConfig) -> Callable[[int, int], bool]:
     return fits
 
 
-def sentinels_needed(name: str, model: ModelConfig, data: DataConfig) -> int:
-    """Sentinel tokens that the vocabulary must have for an objective."""
-    if name != "span-corruption":
-        return 0
-    longest = _longest(_corrupted_shape(data), fitting(model, data))
-    return int(noise_shape(longest, data.noise_density, data.mean_span)[1]) + 1
+def tokens_needed(name: str, model: ModelConfig, data: DataConfig) -> list[str]:
+    """Names of tokens, sentinels among them, that the vocabulary must have for an objective."""
+    objective = TEXT_OBJECTIVES.get(name)
+    if objective is None:
+        return []
+    count = sentinels_of(objective.denoisers(data), fitting(name, model, data)) if objective.denoisers else 0
+    return [*sentinels(count), *objective.names]
 
 
 def objective_name(kind: str, model: ModelConfig, data: DataConfig) -> str:
@@ -262,15 +222,19 @@ def objective_name(kind: str, model: ModelConfig, data: DataConfig) -> str:
     """
     has_source = ARRANGEMENTS[model.mode].has_source
     natural = {("pairs", True): "sequence-to-sequence", ("pairs", False): "sequence-to-sequence"}
-    natural |= {("text", True): "span-corruption", ("text", False): "causal"}
+    alone = "causal" if model.prefix_attention == "causal" else "prefix-lm"
+    natural |= {("text", True): "span-corruption", ("text", False): alone}
     name = natural[kind, has_source] if data.objective == "auto" else data.objective
     if (name == "sequence-to-sequence") != (kind == "pairs"):
         raise InputError(f"data.objective={name!r} does not go with data that is {kind}; leave it at 'auto'.")
-    if name == "causal" and model.prefix_attention == "bidirectional":
-        raise InputError("model.prefix_attention='bidirectional' needs a prefix, and data.objective='causal' has none.")
-    if name == "causal" and has_source:
+    alone = name == "causal" or (name in TEXT_OBJECTIVES and TEXT_OBJECTIVES[name].learned_whole)
+    if alone and model.prefix_attention == "bidirectional":
         raise InputError(
-            "data.objective='causal' has no source for an encoder; take span-corruption or continuation, or "
+            f"model.prefix_attention='bidirectional' needs a prefix, and data.objective={name!r} has none."
+        )
+    if alone and has_source:
+        raise InputError(
+            f"data.objective={name!r} has no source for an encoder; take span-corruption, ul2 or prefix-lm, or "
             "--model.mode decoder-only."
         )
     return name

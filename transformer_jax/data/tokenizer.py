@@ -30,6 +30,11 @@ SPECIAL = [names[0] for names in ROLES.values()]
 SENTINEL = re.compile(r"(<extra_id_\d+>)")
 
 
+def sentinels(count: int) -> list[str]:
+    """Names of tokens that stand for what is hidden."""
+    return [f"<extra_id_{number}>" for number in range(count)]
+
+
 MOST_BYTES = 2**26  # of a tokenizer.json: the largest published ones have 2^25
 UNSEEN = "\ue000\U0010fffd"  # letters for private use, which no tokenizer has
 
@@ -64,20 +69,20 @@ def _library(complaint: str) -> Iterator[None]:
 class Tokenizer:
     """A `tokenizers.Tokenizer` with the special tokens by role: `pad_id`, `bos_id`, `eos_id`, `sep_id`, `unk_id`.
 
-    `sentinel_ids` are those of <extra_id_0>, <extra_id_1>, ... where there are any. A special token that is missing
-    is added at the end; where `ids` says which those of a published model are, none is added, and what there is none
-    for is the end of a text. Text never turns into one: a text that contains `<eos>` is spelled out.
+    `sentinel_ids` are those of <extra_id_0>, <extra_id_1>, ... where there are any. A special token that is missing,
+    and those of `names`, are added at the end; where `ids` says which those of a published model are, no role's is, and
+    what there is none for is the end of a text. Text never turns into one: a text that contains `<eos>` is spelled out.
     """
 
-    def __init__(self, inner: "tk.Tokenizer", sentinels: int = 0, ids: Mapping[str, int] | None = None) -> None:
+    def __init__(self, inner: "tk.Tokenizer", names: Sequence[str] = (), ids: Mapping[str, int] | None = None) -> None:
         self.inner, self._ids = inner, dict(ids or {})
         inner.no_padding()
         inner.no_truncation()
         inner.encode_special_tokens = True
-        for names in ROLES.values() if ids is None else ():
-            if not any(inner.token_to_id(name) is not None for name in names):
-                inner.add_special_tokens([names[0]])
-        inner.add_special_tokens([f"<extra_id_{number}>" for number in range(sentinels)])
+        for known in ROLES.values() if ids is None else ():
+            if not any(inner.token_to_id(name) is not None for name in known):
+                inner.add_special_tokens([known[0]])
+        inner.add_special_tokens(list(names))
         self.sentinel_ids = []
         while (token := inner.token_to_id(f"<extra_id_{len(self.sentinel_ids)}>")) is not None:
             self.sentinel_ids.append(token)
@@ -125,6 +130,13 @@ class Tokenizer:
                 run.append(token)
         return text + self.inner.decode(run)
 
+    def id_of(self, name: str) -> int:
+        """The id of a token. Raises InputError where there is none."""
+        number = self.inner.token_to_id(name)
+        if number is None:
+            raise InputError(f"The tokenizer has no token {name}, which the objective needs.")
+        return number
+
     def tokens(self, ids: Iterable[int]) -> list[str]:
         """The name of each id."""
         return [self.inner.id_to_token(int(token)) or f"<{token}>" for token in ids]
@@ -135,7 +147,7 @@ class Tokenizer:
 
 
 def tokenizer_of(
-    text: str, sentinels: int = 0, name: str = "tokenizer.json", special: Mapping[str, int] | None = None
+    text: str, names: Sequence[str] = (), name: str = "tokenizer.json", special: Mapping[str, int] | None = None
 ) -> Tokenizer:
     """The tokenizer that `to_json` wrote; `name` is for messages, and `special` as `ids` in Tokenizer.
 
@@ -151,13 +163,13 @@ def tokenizer_of(
             raise ValueError("two tokens have the same id")
         if max(ids, default=0) >= 2 * len(ids):
             raise ValueError(f"{len(ids):,} tokens have ids up to {max(ids):,}: most ids are of no token")
-        tokenizer = Tokenizer(inner, sentinels, special)
+        tokenizer = Tokenizer(inner, names, special)
         tokenizer.decode(tokenizer.encode([UNSEEN])[0])
     return tokenizer
 
 
 def load_tokenizer(
-    path: str | os.PathLike[str], sentinels: int = 0, special: Mapping[str, int] | None = None
+    path: str | os.PathLike[str], names: Sequence[str] = (), special: Mapping[str, int] | None = None
 ) -> Tokenizer:
     """The tokenizer in a `tokenizer.json`, or in a SentencePiece model; see `tokenizer_of`.
 
@@ -167,8 +179,8 @@ def load_tokenizer(
     name = os.fspath(path)
     if name.endswith(sentencepiece.ENDINGS):
         inner = sentencepiece.tokenizer_of_pieces(sentencepiece.read_pieces(name))
-        return tokenizer_of(inner.to_str(), sentinels, name, special)
-    return tokenizer_of(decode(name, read_whole(name, MOST_BYTES)), sentinels, name, special)
+        return tokenizer_of(inner.to_str(), names, name, special)
+    return tokenizer_of(decode(name, read_whole(name, MOST_BYTES)), names, name, special)
 
 
 def _byte_alphabet() -> list[str]:
@@ -250,7 +262,7 @@ def make_tokenizer(
     name: str,
     size: int,
     texts: Callable[[], Iterable[str]],
-    sentinels: int,
+    names: Sequence[str] = (),
     special: Mapping[str, int] | None = None,
 ) -> Tokenizer:
     """The tokenizer that `data.tokenizer` names: trained on the texts, or read from a file.
@@ -262,8 +274,8 @@ def make_tokenizer(
         # as it will be read from the run's folder: the library rounds a unigram's scores when it writes them
         import tokenizers as tk
 
-        return Tokenizer(tk.Tokenizer.from_str(TRAINERS[name](texts(), size).to_str()), sentinels, special)
+        return Tokenizer(tk.Tokenizer.from_str(TRAINERS[name](texts(), size).to_str()), names, special)
     if not name.endswith(".json") and not Path(name).exists():
         kinds = ", ".join(TRAINERS)
         raise InputError(f"data.tokenizer={name!r} is none of {kinds}, and no file.{nearest(name, TRAINERS)}")
-    return load_tokenizer(name, sentinels, special)
+    return load_tokenizer(name, names, special)
