@@ -3,6 +3,7 @@
 import gzip
 import json
 import os
+import re
 
 import pytest
 from hypothesis import given, settings
@@ -225,7 +226,7 @@ def test_texts_and_pairs_do_not_mix(tmp_path):
 
 def test_folders_and_globs_that_hold_nothing(tmp_path):
     write(tmp_path, "a.md", "text")
-    with pytest.raises(InputError, match=f"{tmp_path}: the folder has no .txt or .jsonl"):
+    with pytest.raises(InputError, match=f"{tmp_path}: the folder has no .txt or .jsonl or .parquet"):
         read((str(tmp_path),))
     with pytest.raises(InputError, match=r"\*\.rst: no file matches"):
         read((f"{tmp_path}/*.rst",))
@@ -292,3 +293,66 @@ def test_load_complains(tmp_path, monkeypatch, case):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(InputError, match=says):
         load(train, validation, embedded, 0.1)
+
+
+# --- files that libraries read
+
+
+def write_parquet(path, **columns):
+    pyarrow = pytest.importorskip("pyarrow", reason="Parquet is read by pyarrow")
+    from pyarrow import parquet
+
+    parquet.write_table(pyarrow.table(columns), path)
+    return path
+
+
+def test_parquet_holds_texts_or_pairs(tmp_path):
+    """In any number of columns and row groups; a folder has them beside others."""
+    texts = write_parquet(tmp_path / "a.parquet", number=[1, 2, 3], text=["one", "zwei\n", "три"])
+    assert read((str(texts),)).documents == ["one", "zwei\n", "три"]
+    (tmp_path / "b.txt").write_text("four")
+    assert read((str(tmp_path),)).documents == ["one", "zwei\n", "три", "four"]
+    pairs = read((str(write_parquet(tmp_path / "p.parquet", target=PAIRS[1], text=PAIRS[0], source=PAIRS[0])),))
+    assert (pairs.sources, pairs.targets) == PAIRS
+    assert pairs.places[1] == f"{tmp_path / 'p.parquet'}, row 2"
+
+
+@pytest.mark.parametrize(
+    ("columns", "says"),
+    [
+        (dict(words=["one"]), "expected a column `text`, or `source` and `target`"),
+        (dict(text=["one", None]), "row 2: field 'text' must be a string"),
+        (dict(text=[1, 2]), "row 1: field 'text' must be a string; got 1"),
+        (dict(source=["a", "b"], target=["", " "]), "only blank targets"),
+        (dict(text=[" "]), "only blank texts"),
+        (b"PAR1 and no more", "not a Parquet file"),
+        (b"", "not a Parquet file"),
+        (None, "no such file"),
+    ],
+)
+def test_parquet_that_holds_neither_is_refused(columns, says, tmp_path):
+    pytest.importorskip("pyarrow", reason="Parquet is read by pyarrow")
+    path = tmp_path / "a.parquet"
+    if isinstance(columns, dict):
+        write_parquet(path, **columns)
+    elif columns is not None:
+        path.write_bytes(columns)
+    with pytest.raises(InputError, match=re.escape(str(path)) + ".*" + says) as found:
+        read((str(path),))
+    assert "\n" not in str(found.value)
+
+
+def test_zst_is_unpacked(tmp_path):
+    """Also of several frames; a file that is cut, or is none, is refused, and so is one that unpacks beyond reason."""
+    zstandard = pytest.importorskip("zstandard", reason=".zst is unpacked by zstandard")
+    packed = zstandard.compress(b"ein Hund\ta dog\n") + zstandard.compress(b"zwei Katzen\ttwo cats\n")
+    path = tmp_path / "a.tsv.zst"
+    path.write_bytes(packed)
+    assert read((str(path),)).targets == ["a dog", "two cats"]
+    for broken in (packed[: len(packed) // 4], b"no zst"):
+        path.write_bytes(broken)
+        with pytest.raises(InputError, match=r"a.tsv.zst: (cannot be read|the file is empty)"):
+            read((str(path),))
+    path.write_bytes(zstandard.compress(bytes(2**29)))
+    with pytest.raises(InputError, match="beyond the limit of 200 times"):
+        read((str(path),))

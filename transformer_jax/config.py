@@ -85,8 +85,8 @@ class DataConfig:
     """What a run reads and how it becomes batches."""
 
     train: tuple[str, ...] = ()
-    """One path: plain text (.txt, .gz, a folder, a glob), or pairs (.tsv, or .jsonl with `source` and `target`).
-    Two paths: parallel files, line by line."""
+    """One path: plain text (.txt, a folder, a glob), or pairs (.tsv, or .jsonl or .parquet with `source` and `target`;
+    with `text` they are plain text). Two paths: parallel files, line by line. .gz and .zst are unpacked."""
     validation: tuple[str, ...] = ()
     """The same for validation. None given: validation_fraction of the training data, from its end."""
     validation_fraction: float = 0.1

@@ -8,13 +8,15 @@ import stat
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from transformer_jax import host
 from transformer_jax.errors import InputError, StorageError
 
+PACKED = (".gz", ".zst")
 RATIO, UNPACKED = 200, 2**28  # what a .gz may unpack to: text packs 3 to 20 times, a file made to do harm up to 1032
 CHUNK = 2**24
+PIECE = 2**12  # of a .zst, which may unpack to 32,768 times as many bytes
 
 
 def most_bytes() -> int:
@@ -65,6 +67,10 @@ def reading(name: str | Path) -> Iterator[None]:
         raise InputError(f"{name}: cannot be read ({error.strerror or error}).") from None
     except (EOFError, ValueError, zlib.error) as error:  # a path may hold what no name of a file can
         raise InputError(f"{name}: cannot be read ({error}).") from None
+    except Exception as error:
+        if type(error).__name__ != "ZstdError":
+            raise
+        raise InputError(f"{name}: cannot be read ({error}).") from None
 
 
 def read_stream(name: str, file: Readable) -> bytearray:
@@ -78,7 +84,7 @@ def read_stream(name: str, file: Readable) -> bytearray:
 
 
 def read_whole(path: str | Path, most: int | None = None) -> bytearray:
-    """A file's bytes, unpacked where its name ends in .gz: `most` of them, or as many as memory allows.
+    """A file's bytes, unpacked where its name ends in .gz or .zst: `most` of them, or as many as memory allows.
 
     Raises:
         InputError: it is missing, is no file or pipe, cannot be read or unpacked, or is too large.
@@ -90,10 +96,36 @@ def read_whole(path: str | Path, most: int | None = None) -> bytearray:
             what = "folder" if stat.S_ISDIR(about.st_mode) else "device"
             raise InputError(f"{path}: cannot be read (it is a {what}, not a file).")
         with open(path, "rb") as file:
-            if not str(path).endswith(".gz"):
+            if not str(path).endswith(PACKED):
                 return _gather(str(path), _chunks(file), most, None)
-            with gzip.GzipFile(fileobj=file) as unpacked:
-                return _gather(str(path), _chunks(unpacked), most, about.st_size)
+            chunks = _unzipped(file) if str(path).endswith(".gz") else _unpacked(str(path), file)
+            return _gather(str(path), chunks, most, about.st_size)
+
+
+def _unzipped(file: Any) -> Iterator[bytes]:
+    with gzip.GzipFile(fileobj=file) as unpacked:
+        yield from _chunks(unpacked)
+
+
+def _unpacked(name: str, file: Readable) -> Iterator[bytes]:
+    """What a .zst file holds, of one frame or several; few bytes go in at a time, as many may come out of each.
+
+    Raises:
+        EOFError: it ends in the middle of a frame.
+        InputError: the library that unpacks it is not installed.
+    """
+    try:
+        import zstandard
+    except ImportError:
+        raise InputError(f"{name}: a .zst file needs pip install 'transformer_jax[data]'.") from None
+    frame = None
+    for part in iter(lambda: file.read(PIECE), b""):
+        while part:
+            frame = frame or zstandard.ZstdDecompressor().decompressobj()
+            yield frame.decompress(part)
+            part, frame = (frame.unused_data, None) if frame.eof else (b"", frame)
+    if frame is not None:
+        raise EOFError("it ends in the middle of a frame")
 
 
 def decode(name: str | Path, raw: bytes | bytearray) -> str:

@@ -12,9 +12,9 @@ from pathlib import Path
 from transformer_jax.config_checks import shown
 from transformer_jax.data import dates
 from transformer_jax.errors import InputError
-from transformer_jax.files import decode, read_whole
+from transformer_jax.files import PACKED, decode, most_bytes, read_whole, reading
 
-FOLDER_FILES = (".txt", ".jsonl")
+FOLDER_FILES = (".txt", ".jsonl", ".parquet")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,7 +74,7 @@ Corpus = Texts | Pairs
 
 
 def read_text(path: Path) -> str:
-    """A file's text, unpacked where its name ends in .gz, without a byte order mark and with plain line ends.
+    """A file's text, unpacked where its name ends in .gz or .zst, without a byte order mark and with plain line ends.
 
     Raises:
         InputError: as `read_whole` and `decode`; or there is no text in it.
@@ -91,8 +91,11 @@ def read_lines(path: Path) -> list[str]:
 
 
 def kind_of(path: Path) -> str:
-    """The suffix that says what is in a file, `.gz` aside."""
-    return Path(path.name.removesuffix(".gz")).suffix.lower()
+    """The suffix that says what is in a file, `.gz` and `.zst` aside."""
+    name = path.name
+    for packed in PACKED:
+        name = name.removesuffix(packed)
+    return Path(name).suffix.lower()
 
 
 def _records(path: Path) -> Iterator[tuple[str, dict[str, str]]]:
@@ -142,6 +145,44 @@ def _read_jsonl(path: Path) -> Corpus:
     return Texts(documents)
 
 
+def _read_parquet(path: Path) -> Corpus:
+    """The column `text`, or `source` and `target`, whatever others there are."""
+    try:
+        from pyarrow import ArrowException, parquet
+    except ImportError:
+        raise InputError(f"{path}: a Parquet file needs pip install 'transformer_jax[data]'.") from None
+    with reading(path):
+        if not path.is_file():
+            os.stat(path)
+            raise InputError(f"{path}: cannot be read (it is not a file).")
+        try:
+            file = parquet.ParquetFile(path)
+            names = set(file.schema_arrow.names)
+            columns = ["source", "target"] if {"source", "target"} <= names else ["text"]
+            if not set(columns) <= names:
+                raise InputError(
+                    f"{path}: expected a column `text`, or `source` and `target`; got {shown(sorted(names))}."
+                )
+            groups = [file.metadata.row_group(number) for number in range(file.metadata.num_row_groups)]
+            if sum(group.total_byte_size for group in groups) > most_bytes():
+                raise InputError(f"{path}: larger than {most_bytes():,} bytes, the limit for it on this machine.")
+            table = file.read(columns=columns)
+        except ArrowException as error:
+            raise InputError(
+                f"{path}: not a Parquet file that can be read ({' '.join(str(error).split())[:200]})."
+            ) from None
+    found = [table.column(name).to_pylist() for name in columns]
+    for name, values in zip(columns, found, strict=True):
+        odd = next((number for number, value in enumerate(values) if not isinstance(value, str)), None)
+        if odd is not None:
+            raise InputError(f"{path}, row {odd + 1}: field {name!r} must be a string; got {shown(values[odd])}.")
+    if len(columns) == 2:
+        return _pairs(path, found[0], found[1], [f"{path}, row {number}" for number in range(1, len(found[0]) + 1)])
+    if not any(text.strip() for text in found[0]):
+        raise InputError(f"{path}: only blank texts, nothing to learn from.")
+    return Texts(found[0])
+
+
 def _read_tsv(path: Path) -> Pairs:
     rows = [line.split("\t") for line in read_lines(path)]
     for number, row in enumerate(rows, 1):
@@ -185,7 +226,7 @@ def files_of(paths: tuple[str, ...]) -> list[Path]:
     return [Path(path) for path in paths] if len(paths) == 2 else _files(paths[0])
 
 
-READERS = {".jsonl": _read_jsonl, ".tsv": _read_tsv}
+READERS = {".jsonl": _read_jsonl, ".tsv": _read_tsv, ".parquet": _read_parquet}
 
 
 def _read_one(path: Path) -> Corpus:
