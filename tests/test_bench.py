@@ -161,6 +161,7 @@ def test_the_benchmark_of_attention_runs_what_fits(monkeypatch, tmp_path):
         np.testing.assert_allclose(one, other, atol=1e-5)
 
 
+@pytest.mark.long
 def test_the_benchmark_of_training_counts_tokens_and_flops(monkeypatch, tmp_path):
     """By itself, and beside a peer whose step takes a known time."""
     monkeypatch.setattr(train, "CASES", {"small": train.Case(SUBJECTS["encoder-decoder"], "torch")})

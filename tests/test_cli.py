@@ -159,7 +159,7 @@ def test_a_finished_run_is_left_alone(mode):
     assert state() == before
 
 
-@every_mode
+@pytest.mark.parametrize("mode", [MODES[0], pytest.param(MODES[1], marks=pytest.mark.long)])
 def test_a_stopped_run_goes_on_to_the_bit(mode):
     """Stopped at step 3, and at 4, where no checkpoint was due; the same command gives the uninterrupted run."""
     run = Path(f"stopped-{mode}")
@@ -412,7 +412,7 @@ def test_runs_stop_and_go_on_with_any_tokenizer(tmp_path, data):
 @pytest.mark.parametrize(
     ("mode", "objective", "prompts"),
     [
-        ("encoder-decoder", "ul2", ["the cat", "the <extra_id_0> sat"]),
+        pytest.param("encoder-decoder", "ul2", ["the cat", "the <extra_id_0> sat"], marks=pytest.mark.long),
         pytest.param("decoder-only", "ul2", ["the cat", "the <extra_id_0> sat"], marks=pytest.mark.long),
         pytest.param("decoder-only", "prefix-lm", ["the cat"], marks=pytest.mark.long),
         ("decoder-only", "fill-in-the-middle", ["the cat", "the <|fim_hole|> sat"]),

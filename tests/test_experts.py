@@ -76,7 +76,7 @@ def expert(params, number):
 @pytest.mark.parametrize(
     ("mode", "capacity"),
     [
-        ("encoder-decoder", 0.0),
+        pytest.param("encoder-decoder", 0.0, marks=pytest.mark.long),
         pytest.param("decoder-only", 1.0, marks=pytest.mark.long),
         pytest.param("encoder-decoder", 1.0, marks=pytest.mark.slow),
         pytest.param("decoder-only", 0.0, marks=pytest.mark.slow),

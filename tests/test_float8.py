@@ -86,6 +86,7 @@ def test_it_learns_as_the_plain_one_does(mode):
     assert losses["float8"] < 1.5
 
 
+@pytest.mark.long
 def test_decoding_says_what_the_whole_text_says():
     """The cached step and the whole forward pass scale alike, so both are the same to rounding."""
     config = variant("plain", "decoder-only").replace(linear_dtype="float8")

@@ -40,7 +40,7 @@ def test_greedily_the_tokens_are_the_same(config, small, tokens):
 
 @pytest.mark.parametrize(
     ("config", "small", "tokens"),
-    [pytest.param(*PAIRS[0], marks=pytest.mark.long), PAIRS[1]],
+    [pytest.param(*PAIRS[0], marks=pytest.mark.slow), pytest.param(*PAIRS[1], marks=pytest.mark.long)],
     ids=["encoder-decoder", "decoder-only"],
 )
 def test_an_end_token_ends_its_row(config, small, tokens):
