@@ -199,7 +199,7 @@ TRAIN = [
     Bad("train pairs --data.train *.rst", r"\*.rst: no file matches"),
     Bad("train pairs --data.train docs", "docs: the folder has no .txt or .jsonl or .parquet file"),
     Bad("train pairs --data.train nowhere/", "nowhere: no such file"),
-    Bad("train pairs --data.train mixed", "mixed: holds both plain texts and pairs"),
+    Bad("train pairs --data.train mixed", "mixed: holds pairs and text; give one of them"),
     Bad("train pairs --data.train empty.txt", "empty.txt: the file is empty"),
     Bad("train pairs --data.train blank.txt", "blank.txt: only blank lines"),
     Bad("train pairs --data.train bom.txt", "bom.txt: the file is empty"),
@@ -409,6 +409,10 @@ MOVED = [
     Bad("train pairs --data.special.bos -1", "bos=-1 must be at least 0"),
     Bad("train pairs --data.special.bos 99999", "data.special.bos=99999 must be below model.vocab_size"),
     Bad("train pairs --data.special.stops 3 99999", "data.special.stops=99999 must be below model.vocab_size"),
+    Bad("train pairs --data.objective chat", "data.objective='chat' does not go with data that is pairs"),
+    Bad("train pairs --data.fim-rate 2", "fim_rate=2.0 must lie in"),
+    Bad("describe dates --examples 0", "examples=0 must be at least 1"),
+    Bad("train pairs --data.chat-template missing.jinja", "missing.jinja: no such file"),
     Bad("train pairs --data.special.stops -3", "special.stops=.*must be at least 0"),
 ]
 BAD = TRAIN + GENERATE + EVALUATE + DESCRIBE + VERIFY + MOVED + OTHER

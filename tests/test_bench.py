@@ -196,7 +196,7 @@ def test_turns_are_as_many_calls_as_fit():
     assert all(0.01 <= each < 0.1 for each in times.each)
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_the_benchmark_of_compiling_tells_loops_from_layers(monkeypatch, tmp_path):
     monkeypatch.setattr(compile, "CASES", {"small": SUBJECTS["decoder-only"]})
     monkeypatch.setattr(compile, "LAYERS", (1, 2))
@@ -211,7 +211,7 @@ def test_the_benchmark_of_compiling_tells_loops_from_layers(monkeypatch, tmp_pat
     assert sizes["2", "unrolled"] > 1.3 * sizes["1", "unrolled"]
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_the_benchmark_of_data_says_what_is_waited_for(monkeypatch, tmp_path, capsys):
     """A pipeline that is made slow is waited for."""
     small = dict(d_model=16, num_layers=1, num_encoder_layers=1, d_ff=16)

@@ -413,8 +413,8 @@ def test_runs_stop_and_go_on_with_any_tokenizer(tmp_path, data):
     ("mode", "objective", "prompts"),
     [
         pytest.param("encoder-decoder", "ul2", ["the cat", "the <extra_id_0> sat"], marks=pytest.mark.long),
-        pytest.param("decoder-only", "ul2", ["the cat", "the <extra_id_0> sat"], marks=pytest.mark.long),
-        pytest.param("decoder-only", "prefix-lm", ["the cat"], marks=pytest.mark.long),
+        pytest.param("decoder-only", "ul2", ["the cat", "the <extra_id_0> sat"], marks=pytest.mark.slow),
+        pytest.param("decoder-only", "prefix-lm", ["the cat"], marks=pytest.mark.slow),
         ("decoder-only", "fill-in-the-middle", ["the cat", "the <|fim_hole|> sat"]),
     ],
 )

@@ -99,7 +99,7 @@ def _train(folder, cache):
     return [json.loads(line) for line in lines][-1]["param_digest"]
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_a_run_with_kept_programs_has_the_same_bits(tmp_path):
     """Nothing is compiled anew; and where all that was kept is damaged, it is compiled again."""
     cache = tmp_path / "cache"

@@ -158,7 +158,7 @@ ERRORS = {
     "null": ("a.jsonl", '{"source": "a", "target": null}\n', "line 1: field 'target' must be a string; got None"),
     "surrogate": ("a.jsonl", '{"text": "a"}\n{"text": "\\ud800b"}\n', "line 2: field 'text' .*lone surrogate"),
     "surrogate in a pair": ("a.jsonl", '{"source": "a", "target": "\\udfff"}\n', "line 1: field 'target' .*surrogate"),
-    "texts and pairs": ("a.jsonl", '{"text": "a"}\n{"source": "a", "target": "b"}\n', "line 2: .*texts, or pairs"),
+    "texts and pairs": ("a.jsonl", '{"text": "a"}\n{"source": "a", "target": "b"}\n', "line 2: .*texts, pairs"),
     "not packed": ("a.txt.gz", None, "cannot be read.*gzip"),
     "packed, cut": ("a.txt.gz", None, "cannot be read.*end"),
 }

@@ -160,7 +160,7 @@ LORA = ["--tuning.lora", "attention=2", "feed_forward=3"]
 
 
 @pytest.mark.long
-@every_mode
+@pytest.mark.parametrize("mode", ["encoder-decoder", pytest.param("decoder-only", marks=pytest.mark.slow)])
 def test_a_run_starts_from_another_one(mode):
     """With its model and tokenizer whatever the recipe says; adapters that learned nothing say what it said."""
     base = finished(mode)
@@ -188,7 +188,7 @@ def test_a_run_starts_from_another_one(mode):
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("mode", ["encoder-decoder", "decoder-only"])
+@pytest.mark.parametrize("mode", [pytest.param("encoder-decoder", marks=pytest.mark.slow), "decoder-only"])
 def test_what_goes_out_comes_in_and_says_the_same(mode, tmp_path):
     """export, import, generate; the other mode made of it trains; adapters go out alone."""
     fits = ["--model.activation relu --model.scale-embeddings False"]

@@ -35,6 +35,7 @@ ObjectiveName = Literal[
     "prefix-lm",
     "continuation",
     "fill-in-the-middle",
+    "chat",
 ]
 TokenizerName = Literal["bpe", "unigram", "char", "bytes"]
 BestName = Literal["none", "loss", "accuracy", "exact_match"]
@@ -86,7 +87,8 @@ class DataConfig:
 
     train: tuple[str, ...] = ()
     """One path: plain text (.txt, a folder, a glob), or pairs (.tsv, or .jsonl or .parquet with `source` and `target`;
-    with `text` they are plain text). Two paths: parallel files, line by line. .gz and .zst are unpacked."""
+    with `text` they are plain text), or conversations (.jsonl with `messages`). Two paths: parallel files, line by
+    line. .gz and .zst are unpacked."""
     validation: tuple[str, ...] = ()
     """The same for validation. None given: validation_fraction of the training data, from its end."""
     validation_fraction: float = 0.1
@@ -116,6 +118,11 @@ class DataConfig:
     """Mean number of tokens in a hidden span."""
     fim_rate: float = 0.5
     """Share of chunks whose middle comes last, of fill-in-the-middle."""
+    chat_template: str = ""
+    """What stands around the turns of conversations: a file with a Jinja template, or its text. Nothing given: that of
+    the folder that a run starts from, or <|im_start|>ROLE, what is said, and <|im_end|>."""
+    learned_roles: tuple[str, ...] = ("assistant",)
+    """Whose turns of a conversation are learned."""
     special: SpecialConfig = SpecialConfig()
 
     def __post_init__(self) -> None:

@@ -8,7 +8,7 @@ import numpy as np
 
 from transformer_jax.config import LossConfig, RunConfig
 from transformer_jax.data.batches import in_order
-from transformer_jax.data.load import make_rows, prompts_of
+from transformer_jax.data.load import make_rows, prompts_of, template_of
 from transformer_jax.data.sources import Corpus, Pairs
 from transformer_jax.data.tokenizer import Tokenizer
 from transformer_jax.decoding import Prompt, generate_all
@@ -55,7 +55,8 @@ class Answer(NamedTuple):
 def decoding_options(config: RunConfig, tokenizer: Tokenizer) -> dict[str, Any]:
     """How a run's outputs begin and end."""
     special = config.data.special
-    ends = [tokenizer.eos_id, *special.stops]
+    end = template_of(config, tokenizer).end_of("assistant") if config.data.objective == "chat" else None
+    ends = [tokenizer.eos_id, *special.stops, *([] if end is None else [end])]
     options = {"max_new_tokens": config.max_new_tokens, "eos_id": ends, "pad_id": tokenizer.pad_id}
     return options if special.first is None else options | {"forced": np.array([special.first], np.int32)}
 
@@ -98,13 +99,13 @@ def translation_scores(outputs: list[str], targets: list[str]) -> dict[str, Any]
 
 def target_bytes(corpus: Corpus) -> int:
     """Bytes of the text that is predicted: all of a plain text, the targets of pairs."""
-    texts = corpus.targets if isinstance(corpus, Pairs) else corpus.documents
+    texts = corpus.targets if isinstance(corpus, Pairs) else corpus.all_texts()
     return sum(len(text.encode()) for text in texts)
 
 
 def check_kind(run: Run, corpus: Corpus) -> None:
     """Raises InputError where a corpus is not of the kind that a run was trained on."""
-    kind = "pairs" if run.config.data.objective == "sequence-to-sequence" else "text"
+    kind = {"sequence-to-sequence": "pairs", "chat": "chat"}.get(run.config.data.objective, "text")
     if corpus.kind != kind:
         raise InputError(f"--data holds {corpus.kind}, and the run was trained on {kind}.")
 

@@ -13,6 +13,7 @@ from transformer_jax.config_file import read_config
 from transformer_jax.errors import InputError
 from transformer_jax.huggingface.folder import differing, read_json, read_model, what_it_is
 from transformer_jax.huggingface.run import load_huggingface, special_tokens_of
+from transformer_jax.huggingface.tokenizer import chat_template_of
 from transformer_jax.partition import Partitioner
 from transformer_jax.run import CHECKPOINTS, CONFIG, ONE_DEVICE, TOKENIZER, abstract_params, load_run
 from transformer_jax.tuning import resized
@@ -26,14 +27,15 @@ def is_run(folder: Path) -> bool:
     return (folder / CHECKPOINTS).is_dir()
 
 
-def _source(folder: Path) -> tuple[ModelConfig, SpecialConfig]:
+def _source(folder: Path) -> tuple[ModelConfig, SpecialConfig, str]:
+    """The model, the special tokens and the template of conversations."""
     if not (folder / CONFIG).exists():
         raise InputError(f"--init-from {folder}: no run's folder, and none of transformers: it has no {CONFIG}.")
     if is_run(folder):
         found = read_config(folder / CONFIG)
-        return found.model, found.data.special
+        return found.model, found.data.special, found.data.chat_template
     model = read_model(folder)
-    return model, special_tokens_of(folder, read_json(folder / CONFIG), model.mode)
+    return model, special_tokens_of(folder, read_json(folder / CONFIG), model.mode), chat_template_of(folder)
 
 
 def based_on(run: RunConfig, folder: str) -> RunConfig:
@@ -42,14 +44,16 @@ def based_on(run: RunConfig, folder: str) -> RunConfig:
     Raises:
         InputError: the folder is none to start from.
     """
-    model, special = _source(Path(folder))
+    model, special, template = _source(Path(folder))
     tokenizer = Path(folder) / TOKENIZER
     if not tokenizer.exists():
         raise InputError(
             f"--init-from {folder}: there is no {TOKENIZER} in it. Give the folder of a run, which "
             "transformer-jax import makes of it."
         )
-    data = dataclasses.replace(run.data, tokenizer=str(tokenizer), special=special.for_training, objective="auto")
+    data = dataclasses.replace(
+        run.data, tokenizer=str(tokenizer), special=special.for_training, objective="auto", chat_template=template
+    )
     return dataclasses.replace(run, init_from=folder, model=model, data=data)
 
 

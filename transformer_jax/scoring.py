@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from transformer_jax.config import ModelConfig, RunConfig
+from transformer_jax.data.chat import Chats
 from transformer_jax.data.load import prompts_of
 from transformer_jax.data.sources import Corpus, Pairs
 from transformer_jax.data.tokenizer import Tokenizer
@@ -116,7 +117,7 @@ def questions_of(corpus: Corpus, config: RunConfig, tokenizer: Tokenizer) -> lis
             if size > model.max_length:
                 raise InputError(f"--data: {place}: {size} tokens are longer than max_length={model.max_length}.")
         return [[question] for question in zip(prompts, targets, strict=True)]
-    if config.data.objective != "causal":
+    if config.data.objective != "causal" or isinstance(corpus, Chats):
         raise InputError(f"--score: a run with the objective {config.data.objective} gives a text no probability.")
     texts = [np.append(ids, tokenizer.eos_id) for ids in tokenizer.encode(corpus.documents)]
     start = np.array([tokenizer.bos_id])

@@ -15,6 +15,7 @@ from transformer_jax import host, job
 from transformer_jax.config import RunConfig
 from transformer_jax.config_file import to_json
 from transformer_jax.data.batches import Drawn, in_order
+from transformer_jax.data.chat import Chats
 from transformer_jax.data.load import Data
 from transformer_jax.data.sources import Pairs
 from transformer_jax.diagnose import make_diagnosis
@@ -159,6 +160,10 @@ class Trainer:
             outputs = respond(chosen.sources)
             lines = [f"{s}\n  expected {t}\n  output   {o}" for s, t, o in zip(*_few(chosen, outputs), strict=True)]
             scores = {"exact_match": exact_match(outputs, chosen.targets), "exact_match_sample": len(chosen)}
+        elif isinstance(held_out, Chats):
+            asked = [turns[0].content for turns in held_out.turns[:3]]
+            lines = [f"{q}\n  output   {o}" for q, o in zip(asked, respond(asked), strict=True)]
+            scores = {}
         else:
             starts = [self._start_of(document) for document in held_out.documents[:3]]
             outputs = respond(starts, key=jax.random.key(run.seed), batch_size=len(starts))

@@ -4,7 +4,9 @@ import json
 
 import pytest
 
+from transformer_jax.data.chat import DEFAULT, MARKS, Template, Turn
 from transformer_jax.data.sources import load
+from transformer_jax.data.tokenizer import make_tokenizer
 from transformer_jax.huggingface.tokenizer import tokenizer_json
 
 transformers = pytest.importorskip("transformers", reason="parity with transformers needs it")
@@ -111,3 +113,17 @@ def test_ids_are_the_same(make, tmp_path):
         *(token for token in oracle.get_vocab() if token.startswith("<extra_id")),
     ]:
         assert oracle.convert_tokens_to_ids(token) in (ours.token_to_id(token), oracle.unk_token_id), token
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_conversations_have_the_same_ids(tmp_path):
+    """The ids of `apply_chat_template`, with and without the request for an answer."""
+    tokenizer = make_tokenizer("bpe", 600, lambda: LINES, MARKS)
+    (tmp_path / "tokenizer.json").write_text(tokenizer.to_json())
+    theirs = transformers.PreTrainedTokenizerFast(tokenizer_file=str(tmp_path / "tokenizer.json"), eos_token="<eos>")
+    theirs.chat_template, template = DEFAULT, Template(DEFAULT, tokenizer)
+    turns = [Turn("system", "dates"), *(Turn(*each) for each in zip(["user", "assistant"] * 3, LINES))]
+    messages = [turn._asdict() for turn in turns]
+    for asks, ours in ((False, template.encode(turns)[0]), (True, template.prompt(turns))):
+        text = theirs.apply_chat_template(messages, add_generation_prompt=asks, tokenize=False)
+        assert ours.tolist() == theirs(text, add_special_tokens=False).input_ids

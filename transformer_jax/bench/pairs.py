@@ -62,7 +62,7 @@ class Padded(NamedTuple):
 
 def padded(rows: PackedRows, pairs: np.ndarray) -> Padded:
     """The pairs of these numbers, padded to their longest."""
-    source, target, given = rows.arrangement.arrange(*rows.examples.make(pairs, 0), rows.tokenizer)
+    source, target, given, _ = rows.arrangement.arrange(*rows.examples.make(pairs, 0), rows.tokenizer)
     whole = [target[index] for index in range(len(target))]
     read, labels = [ids[:-1] for ids in whole], [ids[1:].copy() for ids in whole]
     for ids, known in zip(labels, given, strict=True):  # what is given is not learned

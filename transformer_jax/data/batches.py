@@ -116,7 +116,8 @@ class PackedRows:
         present = np.flatnonzero(rows >= 0)
         members = self.members.take(rows[present])
         row_of = np.repeat(present, members.lengths)
-        source, target, given = self.arrangement.arrange(*self.examples.make(members.ids, epoch), self.tokenizer)
+        made = self.examples.make(members.ids, epoch)
+        source, target, given, learned = self.arrangement.arrange(*made, self.tokenizer)
         # all but the last token is read, all but the first is predicted
         lengths = target.lengths - 1
         offsets = np.concatenate([[0], np.cumsum(lengths)])
@@ -126,7 +127,11 @@ class PackedRows:
         labels = spread(predicted, row_of, len(rows), self.room.target)[0]
         given_BT = np.zeros((len(rows), self.room.target), np.int64)
         given_BT[segments > 0] = np.repeat(given, lengths)
-        weights = ((segments > 0) & (positions >= given_BT - 1)).astype(np.float32)
+        if learned is None:
+            weights = ((segments > 0) & (positions >= given_BT - 1)).astype(np.float32)
+        else:
+            predicted = Ragged(learned.ids[ranges(target.offsets[:-1] + 1, lengths)], offsets)
+            weights = spread(predicted, row_of, len(rows), self.room.target)[0].astype(np.float32)
         prefix = (segments > 0) & (positions < given_BT) if self.bidirectional else None
         encoder = Tokens(*spread(source, row_of, len(rows), self.room.source)) if source is not None else None
         return Batch(Tokens(ids, segments, positions, prefix), labels, weights, encoder)

@@ -9,6 +9,7 @@ import numpy as np
 from transformer_jax.config import ModelConfig, RunConfig, SpecialConfig
 from transformer_jax.data import sources
 from transformer_jax.data.batches import Batches, PackedRows, Rows, StreamRows
+from transformer_jax.data.chat import DEFAULT, ChatExamples, Chats, Template, Turn
 from transformer_jax.data.examples import Examples, FixedExamples
 from transformer_jax.data.objectives import (
     ARRANGEMENTS,
@@ -23,7 +24,10 @@ from transformer_jax.data.ragged import Ragged, chain
 from transformer_jax.data.sources import Corpus, Pairs
 from transformer_jax.data.tokenizer import Tokenizer, make_tokenizer
 from transformer_jax.errors import InputError
+from transformer_jax.files import decode, read_whole
 from transformer_jax.tokens import ALL, Mine
+
+MOST_TEMPLATE = 2**20  # bytes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,19 +56,15 @@ class Data:
         return Batches(self.train, self.config.batch_size, self.config.seed, mine)
 
 
-def _fit_pairs(
-    name: str, corpus: Pairs, pieces: tuple[Ragged, Ragged], run: RunConfig
-) -> tuple[Pairs, FixedExamples, str]:
-    """The pairs that fit a row, as text and as tokens, and what to say about the others."""
-    room, arrangement = room_of(run.model, run.data), ARRANGEMENTS[run.model.mode]
-    need = arrangement.lengths(pieces[0].lengths, pieces[1].lengths)
-    too_long = np.flatnonzero((need > room).any(-1))
+def _fitting(name: str, corpus: Pairs | Chats, need: np.ndarray, run: RunConfig) -> tuple[np.ndarray, str]:
+    """The numbers of the pairs or conversations that fit a row, and what to say about the others."""
+    too_long = np.flatnonzero((need > room_of(run.model, run.data)).any(-1))
     if not len(too_long):
-        return corpus, FixedExamples(*pieces), ""
+        return np.arange(len(corpus)), ""
     first = int(too_long[0])
-    where = "--data" if name == "evaluate" else f"data.{name}"
+    where, whats = "--data" if name == "evaluate" else f"data.{name}", "pairs" if corpus.kind == "pairs" else "chats"
     what = (
-        f"{where}: {len(too_long):,} of {len(corpus):,} pairs are longer than a row; the first is "
+        f"{where}: {len(too_long):,} of {len(corpus):,} {whats} are longer than a row; the first is "
         f"{corpus.places[first]} with {need[first].sum()} tokens, source and target, where max_length="
         f"{run.model.max_length}"
     )
@@ -73,9 +73,44 @@ def _fit_pairs(
         raise InputError(f"{what}.{advice}")
     keep = np.setdiff1d(np.arange(len(corpus)), too_long)
     if not len(keep):
-        raise InputError(f"{what}. No pair is left.")
-    kept = Pairs(*([values[i] for i in keep] for values in (corpus.sources, corpus.targets, corpus.places)))
-    return kept, FixedExamples(pieces[0].take(keep), pieces[1].take(keep)), f"{what}: left out"
+        raise InputError(f"{what}. Nothing is left.")
+    return keep, f"{what}: left out"
+
+
+def _chat_examples(
+    name: str, corpus: Chats, run: RunConfig, tokenizer: Tokenizer
+) -> tuple[Chats, Examples, str, list[str]]:
+    """The conversations that fit a row, as text and as examples, how much they are, and what to say of the others.
+
+    An encoder reads all before the last turn that is learned; without one all such turns are learned.
+    """
+    template, roles, report = template_of(run, tokenizer), run.data.learned_roles, []
+    last = [max((n for n, turn in enumerate(turns) if turn.role in roles), default=-1) for turns in corpus.turns]
+    learned = np.flatnonzero(np.asarray(last) >= 0)
+    if len(learned) < len(corpus):
+        report.append(f"data.{name}: {len(corpus) - len(learned):,} chats have no turn of {', '.join(roles)}: left out")
+        corpus = Chats([corpus.turns[i] for i in learned], [corpus.places[i] for i in learned])
+    arrangement, last = arrangement_of("chat", run.model.mode), [last[i] for i in learned]
+    if arrangement.has_source:
+        sources = Ragged.of([template.prompt(turns[:end]) for turns, end in zip(corpus.turns, last, strict=True)])
+        said = [turns[end].content for turns, end in zip(corpus.turns, last, strict=True)]
+        examples: Examples = FixedExamples(sources, Ragged.of(tokenizer.encode(said)))
+    else:
+        made = [template.encode(turns, roles) for turns in corpus.turns]
+        examples = ChatExamples(Ragged.of([flags for _, flags in made]), Ragged.of([ids for ids, _ in made]))
+    need = arrangement.lengths(examples.source_lengths, examples.target_lengths)
+    keep, complaint = _fitting(name, corpus, need, run)
+    sizes = int(examples.source_lengths.sum() + examples.target_lengths.sum())
+    size = f"{len(keep):,} chats, {sizes:,} tokens"
+    kept = Chats([corpus.turns[i] for i in keep], [corpus.places[i] for i in keep])
+    parts = examples.make(keep, 0)
+    examples = FixedExamples(*parts) if arrangement.has_source else ChatExamples(*parts)
+    return kept, examples, size, [*report, complaint] if complaint else report
+
+
+def template_of(run: RunConfig, tokenizer: Tokenizer) -> Template:
+    """What stands around the turns of a run's conversations."""
+    return Template(run.data.chat_template or DEFAULT, tokenizer)
 
 
 def make_rows(name: str, corpus: Corpus, run: RunConfig, tokenizer: Tokenizer) -> tuple[Rows, Corpus, list[str]]:
@@ -87,9 +122,14 @@ def make_rows(name: str, corpus: Corpus, run: RunConfig, tokenizer: Tokenizer) -
     room, report = room_of(run.model, run.data), []
     if isinstance(corpus, Pairs):
         pieces = Ragged.of(tokenizer.encode(corpus.sources)), Ragged.of(tokenizer.encode(corpus.targets))
-        corpus, examples, complaint = _fit_pairs(name, corpus, pieces, run)
+        need = ARRANGEMENTS[run.model.mode].lengths(pieces[0].lengths, pieces[1].lengths)
+        keep, complaint = _fitting(name, corpus, need, run)
         report += [complaint] if complaint else []
-        size = f"{len(corpus):,} pairs, {len(pieces[0].ids) + len(pieces[1].ids):,} tokens"
+        size = f"{len(keep):,} pairs, {len(pieces[0].ids) + len(pieces[1].ids):,} tokens"
+        corpus = Pairs(*([values[i] for i in keep] for values in (corpus.sources, corpus.targets, corpus.places)))
+        examples = FixedExamples(pieces[0].take(keep), pieces[1].take(keep))
+    elif isinstance(corpus, Chats):
+        corpus, examples, size, report = _chat_examples(name, corpus, run, tokenizer)
     else:
         documents = Ragged.of(tokenizer.encode(corpus.documents))
         size = f"{len(corpus):,} {'text' if len(corpus) == 1 else 'texts'}, {len(documents.ids):,} tokens"
@@ -150,6 +190,9 @@ def resolve(run: RunConfig, kind: str, tokenizer: Tokenizer | None, texts: Calla
         InputError: the vocabulary is smaller than the tokenizer.
     """
     name = objective_name(kind, run.model, run.data)
+    if run.data.chat_template and "{" not in run.data.chat_template:  # a path
+        text = decode(run.data.chat_template, read_whole(run.data.chat_template, MOST_TEMPLATE))
+        run = dataclasses.replace(run, data=dataclasses.replace(run.data, chat_template=text))
     if tokenizer is None:
         names = tokens_needed(name, run.model, run.data)
         tokenizer = make_tokenizer(run.data.tokenizer, run.data.tokenizer_size, texts, names, run.data.special.ids)
@@ -193,6 +236,9 @@ def load_data(run: RunConfig, tokenizer: Tokenizer | None = None) -> Data:
 def prompts_of(texts: list[str], config: RunConfig, tokenizer: Tokenizer) -> list[tuple[np.ndarray | None, np.ndarray]]:
     """For each text (what the encoder reads, what the decoder has seen) when it is to be continued or answered."""
     name, special = config.data.objective, config.data.special
+    if name == "chat":
+        template, prompt = template_of(config, tokenizer), arrangement_of(name, config.model.mode).prompt
+        return [prompt(template.prompt([Turn("user", text)]).astype(np.int32), tokenizer) for text in texts]
     if special.prompts == "tokenizer" and name in ("causal", "sequence-to-sequence"):
         found, start = tokenizer.encode_as_published(texts), np.array([tokenizer.bos_id], np.int32)
         if ARRANGEMENTS[config.model.mode].has_source:

@@ -1,6 +1,7 @@
 """What a model is asked to do with a text: each objective turns tokens into a source and a target.
 
     pairs   sequence-to-sequence   the pair as it is
+    chat    chat                   a conversation, of which the turns of some roles are learned
     text    span-corruption        the text with spans hidden -> the spans (Raffel et al. 2020, 3.1.4)
     text    ul2                    seven ways to hide or go on, each with its mode in front (Tay et al. 2022)
     text    prefix-lm              a chunk up to a place that is drawn -> the rest (Raffel et al. 2020, 3.3.1)
@@ -19,6 +20,7 @@ from typing import NamedTuple
 import numpy as np
 
 from transformer_jax.config import DataConfig, ModelConfig
+from transformer_jax.data.chat import MARKS
 from transformer_jax.data.denoising import (
     MODES,
     Denoiser,
@@ -50,11 +52,13 @@ class Arranged(NamedTuple):
         source: what the encoder reads, None without one.
         target: what the decoder reads and, one token on, predicts.
         given: the number of a target's first tokens that are given and not learned.
+        learned: of each of a target's tokens, whether it is learned, where that is not all that is not given.
     """
 
     source: Ragged | None
     target: Ragged
     given: np.ndarray
+    learned: Ragged | None = None
 
 
 class Room(NamedTuple):
@@ -114,6 +118,14 @@ def _prompt_alone(source: np.ndarray, tokenizer: Tokenizer) -> tuple[np.ndarray 
     return None, np.append(tokenizer.bos_id, source)
 
 
+def _turns(flags: Ragged, tokens: Ragged, tokenizer: Tokenizer) -> Arranged:
+    """What is given is what stands before the first token that is learned."""
+    given = [int(np.argmax(flags[i])) if flags[i].any() else len(flags[i]) for i in range(len(flags))]
+    return Arranged(None, tokens, np.asarray(given, np.int64), flags)
+
+
+# Conversations in one sequence, whose template has said all that is in it; the last token is only predicted.
+TURNS = Arrangement(False, _turns, Room(0, -1), lambda ids, tokenizer: (None, ids))
 # Examples without a source, where there is no encoder either.
 ALONE = Arrangement(False, _alone, Room(0, 1), _prompt_alone)
 # The 2 x 2 table's two columns. The target's last token is only predicted, so it takes no room.
@@ -182,6 +194,8 @@ TEXT_OBJECTIVES = {
 
 def arrangement_of(name: str, mode: str) -> Arrangement:
     """How the examples of an objective meet a model of a mode."""
+    if name == "chat" and not ARRANGEMENTS[mode].has_source:
+        return TURNS
     alone = name in TEXT_OBJECTIVES and TEXT_OBJECTIVES[name].learned_whole
     return ALONE if alone else ARRANGEMENTS[mode]
 
@@ -207,6 +221,8 @@ def fitting(name: str, model: ModelConfig, data: DataConfig) -> Fits:
 
 def tokens_needed(name: str, model: ModelConfig, data: DataConfig) -> list[str]:
     """Names of tokens, sentinels among them, that the vocabulary must have for an objective."""
+    if name == "chat":
+        return [] if data.chat_template else list(MARKS)
     objective = TEXT_OBJECTIVES.get(name)
     if objective is None:
         return []
@@ -224,8 +240,9 @@ def objective_name(kind: str, model: ModelConfig, data: DataConfig) -> str:
     natural = {("pairs", True): "sequence-to-sequence", ("pairs", False): "sequence-to-sequence"}
     alone = "causal" if model.prefix_attention == "causal" else "prefix-lm"
     natural |= {("text", True): "span-corruption", ("text", False): alone}
+    natural |= {("chat", True): "chat", ("chat", False): "chat"}
     name = natural[kind, has_source] if data.objective == "auto" else data.objective
-    if (name == "sequence-to-sequence") != (kind == "pairs"):
+    if {"sequence-to-sequence": "pairs", "chat": "chat"}.get(name, "text") != kind:
         raise InputError(f"data.objective={name!r} does not go with data that is {kind}; leave it at 'auto'.")
     alone = name == "causal" or (name in TEXT_OBJECTIVES and TEXT_OBJECTIVES[name].learned_whole)
     if alone and model.prefix_attention == "bidirectional":

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from transformer_jax.config_checks import shown
 from transformer_jax.data import dates
+from transformer_jax.data.chat import Chats, read_turns
 from transformer_jax.errors import InputError
 from transformer_jax.files import PACKED, decode, most_bytes, read_whole, reading
 
@@ -70,7 +71,8 @@ class Pairs:
         return self.take(slice(cut)), self.take(slice(cut, None))
 
 
-Corpus = Texts | Pairs
+Corpus = Texts | Pairs | Chats
+FIELDS = ({"messages"}, {"source", "target"}, {"text"})  # of a record that is a conversation, a pair, a text
 
 
 def read_text(path: Path) -> str:
@@ -108,9 +110,10 @@ def _records(path: Path) -> Iterator[tuple[str, dict[str, str]]]:
             record = json.loads(line)
         except (ValueError, RecursionError) as error:  # also a number of thousands of digits
             raise InputError(f"{place}: not a JSON object ({error}).") from None
-        if not isinstance(record, dict) or not ("text" in record or {"source", "target"} <= record.keys()):
+        if not isinstance(record, dict) or not any(fields <= record.keys() for fields in FIELDS):
             raise InputError(
-                f"{place}: expected an object with `text`, or with `source` and `target`; got {line[:80]!r}"
+                f"{place}: expected an object with `text`, with `source` and `target`, or with `messages`; got "
+                f"{line[:80]!r}"
             )
         for field in ("text", "source", "target"):
             value = record.get(field, "")
@@ -132,11 +135,14 @@ def _pairs(name: object, sources: list[str], targets: list[str], places: list[st
 
 def _read_jsonl(path: Path) -> Corpus:
     records = list(_records(path))
-    fields = [{"source", "target"} <= record.keys() for _, record in records]
-    if len(set(fields)) > 1:
-        odd = records[fields.index(not fields[0])][0]
-        raise InputError(f"{odd}: has other fields than the lines before; a file holds texts, or pairs, not both.")
-    if fields[0]:
+    kinds = [next(number for number, fields in enumerate(FIELDS) if fields <= record.keys()) for _, record in records]
+    if len(set(kinds)) > 1:
+        odd = next(place for kind, (place, _) in zip(kinds, records, strict=True) if kind != kinds[0])
+        raise InputError(f"{odd}: has other fields than the lines before; a file holds texts, pairs or conversations.")
+    if kinds[0] == 0:
+        places = [place for place, _ in records]
+        return Chats([read_turns(place, record["messages"]) for place, record in records], places)
+    if kinds[0] == 1:
         sources, targets = ([record[name] for _, record in records] for name in ("source", "target"))
         return _pairs(path, sources, targets, [place for place, _ in records])
     documents = [record["text"] for _, record in records]
@@ -245,8 +251,14 @@ def read(paths: tuple[str, ...]) -> Corpus:
         return _read_parallel(*files)
     parts = [_read_one(path) for path in files]
     texts, pairs = [p for p in parts if isinstance(p, Texts)], [p for p in parts if isinstance(p, Pairs)]
-    if texts and pairs:
-        raise InputError(f"{paths[0]}: holds both plain texts and pairs; give one of the two.")
+    chats = [p for p in parts if isinstance(p, Chats)]
+    if len({part.kind for part in parts}) > 1:
+        kinds = " and ".join(sorted({part.kind for part in parts}))
+        raise InputError(f"{paths[0]}: holds {kinds}; give one of them.")
+    if chats:
+        return Chats(
+            [turns for part in chats for turns in part.turns], [place for part in chats for place in part.places]
+        )
     if texts:
         return Texts([document for part in texts for document in part.documents])
     return Pairs(

@@ -103,6 +103,14 @@ class Tokenizer:
         """int32 ids of each text, no special tokens added or recognised."""
         return self._encode(texts, False)
 
+    def encode_marked(self, texts: Sequence[str]) -> list[np.ndarray]:
+        """As `encode`, where names of special tokens in a text stand for them; never for what people write."""
+        self.inner.encode_special_tokens = False
+        try:
+            return self._encode(texts, False)
+        finally:
+            self.inner.encode_special_tokens = True
+
     def encode_as_published(self, texts: Sequence[str]) -> list[np.ndarray]:
         """As `encode`, with the special tokens that the tokenizer's own file puts around a text."""
         return self._encode(texts, True)

@@ -1,5 +1,6 @@
 """A folder of Hugging Face as a run, and a run as such a folder."""
 
+import dataclasses
 import json
 import string
 from collections.abc import Mapping
@@ -24,7 +25,7 @@ from transformer_jax.huggingface.folder import (
     write_config,
     write_pretrained,
 )
-from transformer_jax.huggingface.tokenizer import SETTINGS, TOKENIZER, tokenizer_json
+from transformer_jax.huggingface.tokenizer import SETTINGS, TOKENIZER, chat_template_of, tokenizer_json
 from transformer_jax.model.transformer import Transformer
 from transformer_jax.partition import Partitioner
 from transformer_jax.run import ONE_DEVICE, Run
@@ -80,11 +81,12 @@ def load_huggingface(folder: str | Path, partitioner: Partitioner = ONE_DEVICE, 
     folder = Path(folder)
     model, params = read_pretrained(folder, partitioner, **changes)
     special = special_tokens_of(folder, read_json(folder / CONFIG), model.mode)
+    data = dataclasses.replace(data_of(model, special), chat_template=chat_template_of(folder))
     tokenizer: Any = None
     text = tokenizer_json(folder, read_json(folder / CONFIG)["model_type"])
     if text is not None:
         tokenizer = tokenizer_of(text, name=f"{folder}: its tokenizer", special=special.ids)
-    config = RunConfig(recipe=folder.name, model=model, data=data_of(model, special))
+    config = RunConfig(recipe=folder.name, model=model, data=data)
     return Run(config, Transformer(model), params, tokenizer, 0)
 
 

@@ -142,6 +142,16 @@ def tokenizer_json(folder: Path, kind: str) -> str | None:
     return inner.to_str(pretty=True)
 
 
+def chat_template_of(folder: Path) -> str:
+    """The template of conversations that a folder has, empty where it has none."""
+    if (path := folder / "chat_template.jinja").exists():
+        return decode(path, read_whole(path, 2**20))
+    found = _settings(folder).get("chat_template") or ""
+    if isinstance(found, list):  # several by name
+        found = next((each.get("template") for each in found if each.get("name") == "default"), "")
+    return found if isinstance(found, str) else ""
+
+
 # --- languages
 
 FORMS = ("{}", "__{}__", ">>{}<<", "<2{}>")
