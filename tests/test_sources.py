@@ -220,7 +220,7 @@ def test_parallel_files_of_unequal_length(tmp_path, first, second, place):
 def test_texts_and_pairs_do_not_mix(tmp_path):
     write(tmp_path, "a.txt", "text")
     write(tmp_path, "b.jsonl", jsonl({"source": "a", "target": "b"}))
-    with pytest.raises(InputError, match=f"{tmp_path}: holds both"):
+    with pytest.raises(InputError, match=f"{tmp_path}: holds pairs and text"):
         read((str(tmp_path),))
 
 
