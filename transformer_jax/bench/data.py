@@ -21,15 +21,19 @@ from transformer_jax.run import first_state, step_of
 from transformer_jax.tokens import check_batch
 
 
-def _recipe(name: str, **changes: Any) -> RunConfig:
+def _recipe(name: str, objective: Any = "auto", **changes: Any) -> RunConfig:
     run = find_recipe(name)
-    return dataclasses.replace(run, model=run.model.replace(**changes))
+    data = dataclasses.replace(run.data, objective=objective)
+    return dataclasses.replace(run, data=data, model=run.model.replace(**changes))
 
 
 CASES = {
     "dates": _recipe("dates"),
     "dates-decoder-only": _recipe("dates", mode="decoder-only"),
     "code": _recipe("code"),
+    "code-packed": _recipe("code", "prefix-lm"),
+    "code-span-corruption": _recipe("code", "span-corruption", mode="encoder-decoder"),
+    "code-ul2": _recipe("code", "ul2", mode="encoder-decoder"),
 }
 STEPS = 10  # of a turn
 DRAWN = 100  # batches of a turn of the pipeline alone
