@@ -84,7 +84,15 @@ def test_it_is_a_plain_beam_search(config, size):
 
 
 @pytest.mark.parametrize(
-    "config", [*OTHERS, *(pytest.param(config, marks=pytest.mark.long) for config in REST)], ids=name
+    "config",
+    [
+        *OTHERS,
+        *(
+            pytest.param(config, marks=pytest.mark.long if config.mode == "encoder-decoder" else pytest.mark.slow)
+            for config in REST
+        ),
+    ],
+    ids=name,
 )
 def test_so_it_is_with_other_models(config):
     stops = stops_of(config)
@@ -192,6 +200,7 @@ def compiles_of(config, sources, **options):
     return decode._cache_size() - before, {output.place: output for output in found}
 
 
+@pytest.mark.long
 def test_one_compile_for_a_bucket():
     """Sources of 1 to 90 tokens have 4 buckets of length, whatever the last batch holds; again, and nothing is new."""
     config = CONFIGS[0].replace(max_length=96)

@@ -82,6 +82,8 @@ def test_templates_of_others():
         ("{{ messages | length }}{{ messages[0].content }}", "is told otherwise where more follows it"),
         ("{{ ''.__class__.__mro__ }}", "data.chat_template: "),
         ("{{ messages.append(1) }}", "data.chat_template: "),
+        ("{% for i in range(10 ** 9) %}{% endfor %}", "data.chat_template: OverflowError"),
+        ("{{ 1 / 0 }}", "data.chat_template: ZeroDivisionError"),
     ],
 )
 def test_a_template_that_cannot_be_used(template, says):

@@ -291,6 +291,7 @@ def test_beams_objects_and_prefixes(mode):
     assert (status, out[:2], err) == (0, "19", "")
 
 
+@pytest.mark.long
 @one_mode
 def test_a_draft_changes_nothing(mode):
     """A run proposes for itself, in batches; drawn outputs come from its own seed."""

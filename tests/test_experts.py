@@ -225,6 +225,7 @@ def test_balance_is_one_where_even_and_grows_where_not():
     np.testing.assert_allclose(sums["router_z"], real_BT.sum() * (30 + np.log(2)) ** 2, rtol=1e-5)
 
 
+@pytest.mark.long
 def test_routers_learn_and_are_weighed():
     """The router's gradient is of the loss, of balance and of z, each with its weight."""
     settings = ModelConfig(mode="decoder-only", **variants.TINY | dict(num_experts=4))

@@ -34,7 +34,7 @@ def test_what_goes_out_is_what_came_in(folder, tmp_path):
     comes_back(folder, tmp_path / "out")
 
 
-@pytest.mark.parametrize("penalty", [None, *(pytest.param(each, marks=pytest.mark.long) for each in (0.6, 1.0)), 1.4])
+@pytest.mark.parametrize("penalty", [None, *(pytest.param(each, marks=pytest.mark.long) for each in (0.6, 1.0, 1.4))])
 @pytest.mark.parametrize("folder", ["gpt2", "llama", "t5", "bart", "marian"])
 def test_texts_agree(folder, penalty):
     where = FIXTURES[0].parent / folder

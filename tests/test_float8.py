@@ -68,7 +68,10 @@ def test_no_token_changes_another_by_its_size(mode):
     assert 0 < np.abs(before - plain).max() < 0.5
 
 
-@pytest.mark.parametrize("mode", ["decoder-only", pytest.param("encoder-decoder", marks=pytest.mark.long)])
+@pytest.mark.parametrize(
+    "mode",
+    [pytest.param("decoder-only", marks=pytest.mark.long), pytest.param("encoder-decoder", marks=pytest.mark.slow)],
+)
 def test_it_learns_as_the_plain_one_does(mode):
     losses = {}
     for kind in ("same", "float8"):

@@ -217,7 +217,10 @@ def trained(mode):
     return run
 
 
-@pytest.mark.parametrize("mode", ["encoder-decoder", pytest.param("decoder-only", marks=pytest.mark.long)])
+@pytest.mark.parametrize(
+    "mode",
+    [pytest.param("encoder-decoder", marks=pytest.mark.long), pytest.param("decoder-only", marks=pytest.mark.slow)],
+)
 def test_describe_draws_what_is_said(mode):
     """The decoder's tokens are what `generate` says, or the target; the file has the size of the figure."""
     run = trained(mode)

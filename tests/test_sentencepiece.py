@@ -1,6 +1,7 @@
 """SentencePiece models encode here as their library encodes; what a folder's files make of them."""
 
 import json
+import re
 
 import jax
 import numpy as np
@@ -128,6 +129,31 @@ def test_a_language_takes_the_place_of_the_other(models, tmp_path):
     assert last(turned)[0] == ["</s>", "de_DE"]
     with pytest.raises(InputError, match=r"--source-language de_D: .* Did you mean"):
         language_token(last(text)[1], "de_D", "--source-language")
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "settings", "vocabulary", "says"),
+    [
+        ("t5", "spiece.model", dict(extra_ids=10**9), None, "extra_ids=1000000000 must be a whole number from 0"),
+        ("t5", "spiece.model", dict(extra_ids="all"), None, "extra_ids='all' must be a whole number"),
+        ("mbart", "sentencepiece.bpe.model", dict(additional_special_tokens={"a": 1}), None, "must name the tokens"),
+        ("mbart", "sentencepiece.bpe.model", dict(additional_special_tokens=["de_DE"]), None, "no token 'en_XX'"),
+        (
+            "m2m_100",
+            "sentencepiece.bpe.model",
+            dict(additional_special_tokens=["__en__"]),
+            {"a": "b", "c": 0},
+            "vocab.json",
+        ),
+        ("marian", "source.spm", {}, {"a": 0}, "target.spm: no such file"),
+    ],
+)
+def test_settings_that_are_not_understood_are_refused(kind, name, settings, vocabulary, says, models, tmp_path):
+    folder = folder_of(models, tmp_path, "unigram", name, **settings)
+    if vocabulary is not None:
+        (folder / "vocab.json").write_text(json.dumps(vocabulary))
+    with pytest.raises(InputError, match=re.escape(says)):
+        tokenizer_json(folder, kind)
 
 
 def test_a_folder_without_languages_is_refused(models, tmp_path):

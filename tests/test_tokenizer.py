@@ -243,4 +243,4 @@ def test_unigram_needs_its_letters():
 
 def test_a_tokenizer_is_made_from_the_library_without_a_file():
     inner = tk.Tokenizer(tk.models.WordLevel({"a": 0}, unk_token="a"))
-    assert Tokenizer(inner, 2).sentinel_ids == [6, 7]
+    assert Tokenizer(inner, sentinels(2)).sentinel_ids == [6, 7]

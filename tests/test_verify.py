@@ -108,6 +108,7 @@ def wrong_parts(batch, count):
     return jax.tree.map(lambda x: x.at[-1].set(x[0]), parts)
 
 
+@pytest.mark.long
 def test_a_wrong_way_is_found(monkeypatch):
     """Microbatches that leave out rows, and a gradient that is a ten-thousandth too large."""
     right = verify.trained(accumulate=2)(subject("decoder-only"))

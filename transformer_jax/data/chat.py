@@ -82,14 +82,14 @@ class Template:
             from jinja2.sandbox import ImmutableSandboxedEnvironment
         except ImportError:
             raise InputError("Conversations need pip install 'transformer_jax[data]', for their template.") from None
-        self._error, self.tokenizer = TemplateError, tokenizer
+        self.tokenizer = tokenizer
         names = tokenizer.tokens([tokenizer.bos_id, tokenizer.eos_id])
         self._known = dict(zip(("bos_token", "eos_token"), names, strict=True))
         environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
         environment.globals["raise_exception"] = self._refuse
         try:
             self._template = environment.from_string(text)
-        except TemplateError as error:
+        except (TemplateError, RecursionError) as error:
             raise InputError(f"data.chat_template: not a template that can be used ({error}).") from None
 
     @staticmethod
@@ -101,9 +101,9 @@ class Template:
         messages = [{"role": role, "content": MARK.format(number)} for number, role in enumerate(roles)]
         try:
             return self._template.render(messages=messages, add_generation_prompt=asks, **self._known)
-        except self._error as error:
-            raise InputError(f"data.chat_template: {error}.") from None
-        except (TypeError, ValueError, LookupError) as error:
+        except InputError:
+            raise
+        except Exception as error:  # whatever a template does
             raise InputError(f"data.chat_template: {type(error).__name__}: {error}.") from None
 
     def _learned(self, roles: Sequence[str], learned: Sequence[str]) -> list[tuple[int, int]]:

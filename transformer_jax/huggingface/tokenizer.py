@@ -17,6 +17,7 @@ MODELS = ("tokenizer.model", "spiece.model", "sentencepiece.bpe.model", "sentenc
 Json = dict[str, Any]
 Piece = tuple[str, float, int]  # text, score, kind
 TEXT = "$A"
+MOST_EXTRA = 10_000
 
 
 def _special(*names: str) -> list[Piece]:
@@ -35,9 +36,17 @@ def _as_they_are(pieces: list[Piece], settings: Json) -> Arranged:
     return pieces, [*before, TEXT, *behind]
 
 
+def _count(settings: Json, name: str, default: int) -> int:
+    """A number of tokens. Raises InputError."""
+    found = settings.get(name, default)
+    if not isinstance(found, int) or isinstance(found, bool) or not 0 <= found <= MOST_EXTRA:
+        raise InputError(f"{SETTINGS}: {name}={shown(found)} must be a whole number from 0 to {MOST_EXTRA:,}.")
+    return found
+
+
 def _t5(pieces: list[Piece], settings: Json) -> Arranged:
     """Sentinels come behind, the first of them last."""
-    count = int(settings.get("extra_ids", 100))
+    count = _count(settings, "extra_ids", 100)
     return pieces + _special(*(f"<extra_id_{number}>" for number in reversed(range(count)))), [TEXT, "</s>"]
 
 
@@ -47,7 +56,7 @@ def _mt5(pieces: list[Piece], settings: Json) -> Arranged:
 
 def _pegasus(pieces: list[Piece], settings: Json) -> Arranged:
     """Two marks of what is hidden, and numbers that were left free, come before the unknown one and the pieces."""
-    free = [f"<unk_{number}>" for number in range(2, int(settings.get("offset", 103)))]
+    free = [f"<unk_{number}>" for number in range(2, _count(settings, "offset", 103))]
     return _special("<pad>", "</s>", "<mask_1>", "<mask_2>", *free) + pieces[2:], [TEXT, "</s>"]
 
 
@@ -55,7 +64,8 @@ def _fairseq(pieces: list[Piece], settings: Json) -> Arranged:
     """mBART and NLLB: four special tokens, the pieces without the model's own three, the languages."""
     first = [*_special("<s>", "<pad>", "</s>"), ("<unk>", 0.0, UNKNOWN)]
     codes, source = _languages(settings), settings.get("src_lang") or "en_XX"
-    behind = "Nllb" not in settings.get("tokenizer_class", "") and "50" not in settings.get("tokenizer_class", "")
+    kind = str(settings.get("tokenizer_class", ""))
+    behind = "Nllb" not in kind and "50" not in kind
     around = [TEXT, "</s>", source] if behind else [source, TEXT, "</s>"]
     return [*first, *pieces[3:], *_special(*codes, "<mask>")], around
 
@@ -63,6 +73,7 @@ def _fairseq(pieces: list[Piece], settings: Json) -> Arranged:
 def _languages(settings: Json) -> list[str]:
     """The languages' tokens."""
     codes = settings.get("additional_special_tokens") or settings.get("extra_special_tokens") or []
+    codes = codes if isinstance(codes, list) else []
     names = [each.get("content", "") if isinstance(each, dict) else each for each in codes]
     if not names or not all(isinstance(name, str) for name in names):
         raise InputError(f"{SETTINGS}: additional_special_tokens must name the tokens of the languages.")
@@ -71,8 +82,8 @@ def _languages(settings: Json) -> list[str]:
 
 def _by_vocabulary(pieces: list[Piece], vocabulary: Json, languages: list[str]) -> list[Piece]:
     """The pieces under the numbers that vocab.json gives them; what it has besides is not found in text."""
-    size = len(vocabulary)
-    if sorted(vocabulary.values()) != list(range(size)):
+    size, numbers = len(vocabulary), list(vocabulary.values())
+    if not all(type(number) is int for number in numbers) or sorted(numbers) != list(range(size)):
         raise InputError(f"{VOCABULARY}: its {size:,} numbers must be 0 to {size - 1:,}.")
     known = {text: (score, kind) for text, score, kind in pieces}
     rest = (0.0, CONTROL)
