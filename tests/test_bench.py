@@ -103,8 +103,8 @@ SUBJECTS = {
 }
 
 
-@pytest.mark.long
-@pytest.mark.parametrize("mode", ["decoder-only", pytest.param("encoder-decoder", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", ["decoder-only", "encoder-decoder"])
 def test_all_ways_to_compile_make_the_same_step(mode):
     functions, costs = jit.ways(SUBJECTS[mode], lambda _: None)
     assert list(functions) == [jit.NO_JIT, jit.BY_FUNCTION, *jit.WHOLE]

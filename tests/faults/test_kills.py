@@ -7,7 +7,7 @@ from runs import MODES, kills
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("mode", [MODES[0], pytest.param(MODES[1], marks=pytest.mark.slow)])
 def test_five_kills_change_nothing(tmp_path, mode):
     tally = kills(tmp_path, runs=1, faults=5, signals=[signal.SIGKILL], modes=(mode,))
     assert not tally.failures
