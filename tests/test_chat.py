@@ -14,9 +14,10 @@ from transformer_jax.config import DataConfig, ModelConfig, RunConfig
 from transformer_jax.data.chat import DEFAULT, MARKS, Chats, Template, Turn
 from transformer_jax.data.load import make_rows
 from transformer_jax.data.sources import read
-from transformer_jax.data.tokenizer import make_tokenizer
+from transformer_jax.data.tokenizer import make_tokenizer, tokenizer_of
 from transformer_jax.errors import InputError
 from transformer_jax.evaluate import decoding_options
+from transformer_jax.huggingface.run import as_published
 
 pytest.importorskip("jinja2", reason="templates are Jinja")
 
@@ -151,4 +152,9 @@ def test_a_run_answers_in_turn(mode, tmp_path):
     assert run.tokenizer.eos_id in decoding_options(run.config, run.tokenizer)["eos_id"]
     assert "one\n  output   two" in (tmp_path / "run" / "samples.txt").read_text()
     assert run_command(["describe", str(tmp_path / "run"), "--examples", "1"]) == 0
+    files = as_published(run)  # for others the template stands around a text, and not the tokenizer
+    assert json.loads(files["tokenizer_config.json"])["chat_template"] == LLAMA
+    ends = [run.tokenizer.eos_id] if mode == "encoder-decoder" else []
+    published = tokenizer_of(files["tokenizer.json"]).encode_as_published(["[assistant]"])[0]
+    assert published.tolist() == [*run.tokenizer.encode(["[assistant]"])[0], *ends]
     assert run_command(words.split()) == 0  # finished already: the template is the same

@@ -16,13 +16,10 @@ from transformer_jax.huggingface.folder import read_pretrained
 
 torch = pytest.importorskip("torch", reason="parity with transformers needs PyTorch")
 transformers = pytest.importorskip("transformers", reason="parity with transformers needs it")
-from oracle import CASES, DECODED, FAMILIES, build, expected, inputs_of, logits_of  # noqa: E402
-
-# those that have a fixture are compared by tests/test_fixtures.py too
-EVERY = [pytest.param(case, marks=[pytest.mark.slow] * (case in FAMILIES)) for case in CASES]
+from oracle import CASES, DECODED, build, expected, inputs_of, logits_of  # noqa: E402
 
 
-@pytest.fixture(scope="module", params=EVERY)
+@pytest.fixture(scope="module", params=CASES)
 def saved(request, tmp_path_factory):
     """(the model, its folder, what it computes)."""
     model, folder = build(request.param), tmp_path_factory.mktemp(request.param)

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from transformer_jax.config_checks import shown
-from transformer_jax.data.ragged import Ragged
+from transformer_jax.data.examples import FixedExamples
 from transformer_jax.data.tokenizer import Tokenizer
 from transformer_jax.errors import InputError
 
@@ -153,20 +153,9 @@ class Template:
         return np.concatenate(ids), np.concatenate(flags)
 
 
-@dataclasses.dataclass(frozen=True)
-class ChatExamples:
-    """Conversations whole: the source is not read, it says which tokens of the target are learned."""
-
-    flags: Ragged
-    tokens: Ragged
+class ChatExamples(FixedExamples):
+    """Conversations whole, as targets: their sources are not read, they say which tokens of a target are learned."""
 
     @property
     def source_lengths(self) -> np.ndarray:
-        return np.zeros(len(self.tokens), np.int64)
-
-    @property
-    def target_lengths(self) -> np.ndarray:
-        return self.tokens.lengths
-
-    def make(self, indices: np.ndarray, epoch: int) -> tuple[Ragged, Ragged]:
-        return self.flags.take(indices), self.tokens.take(indices)
+        return np.zeros(len(self.targets), np.int64)

@@ -238,8 +238,8 @@ def objective_name(kind: str, model: ModelConfig, data: DataConfig) -> str:
     """
     has_source = ARRANGEMENTS[model.mode].has_source
     natural = {("pairs", True): "sequence-to-sequence", ("pairs", False): "sequence-to-sequence"}
-    alone = "causal" if model.prefix_attention == "causal" else "prefix-lm"
-    natural |= {("text", True): "span-corruption", ("text", False): alone}
+    of_text = "causal" if model.prefix_attention == "causal" else "prefix-lm"
+    natural |= {("text", True): "span-corruption", ("text", False): of_text}
     natural |= {("chat", True): "chat", ("chat", False): "chat"}
     name = natural[kind, has_source] if data.objective == "auto" else data.objective
     if {"sequence-to-sequence": "pairs", "chat": "chat"}.get(name, "text") != kind:

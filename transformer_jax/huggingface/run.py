@@ -12,10 +12,12 @@ import numpy as np
 from transformer_jax.config import DataConfig, ModelConfig, RunConfig, SpecialConfig
 from transformer_jax.config_checks import nearest as near
 from transformer_jax.config_checks import shown
+from transformer_jax.data.chat import DEFAULT
 from transformer_jax.data.load import prompts_of
 from transformer_jax.data.objectives import ARRANGEMENTS, objective_name
 from transformer_jax.data.tokenizer import tokenizer_of
 from transformer_jax.errors import InputError
+from transformer_jax.evaluate import decoding_options
 from transformer_jax.huggingface.families import FAMILIES
 from transformer_jax.huggingface.folder import (
     CONFIG,
@@ -80,10 +82,11 @@ def load_huggingface(folder: str | Path, partitioner: Partitioner = ONE_DEVICE, 
     """
     folder = Path(folder)
     model, params = read_pretrained(folder, partitioner, **changes)
-    special = special_tokens_of(folder, read_json(folder / CONFIG), model.mode)
+    found = read_json(folder / CONFIG)
+    special = special_tokens_of(folder, found, model.mode)
     data = dataclasses.replace(data_of(model, special), chat_template=chat_template_of(folder))
     tokenizer: Any = None
-    text = tokenizer_json(folder, read_json(folder / CONFIG)["model_type"])
+    text = tokenizer_json(folder, found["model_type"])
     if text is not None:
         tokenizer = tokenizer_of(text, name=f"{folder}: its tokenizer", special=special.ids)
     config = RunConfig(recipe=folder.name, model=model, data=data)
@@ -113,7 +116,11 @@ def family_of(run: Run, family: str = "") -> str:
 
 
 def _around(run: Run) -> tuple[np.ndarray, np.ndarray]:
-    """The ids in front of and behind a text in what the model is prompted with."""
+    """The ids in front of and behind a text in what the model is prompted with. Of conversations the text is all of
+    one, as their template has it."""
+    if run.config.data.objective == "chat":
+        behind = [run.tokenizer.eos_id] * ARRANGEMENTS[run.config.model.mode].has_source
+        return np.array([], np.int32), np.array(behind, np.int32)
     text = next((text for text in PROBES if len(run.tokenizer.encode([text])[0])), None)
     if text is None:
         raise InputError("The tokenizer has no token for any letter or digit, so its prompts cannot be told.")
@@ -139,6 +146,8 @@ def as_published(run: Run) -> dict[str, str]:
         inner.post_processor = tk.processors.TemplateProcessing([*around[0], "$A", *around[1]], None, special)
         text = inner.to_str(pretty=True)
     settings = {f"{role}_token": tokenizer.tokens([number])[0] for role, number in names.items()}
+    if run.config.data.objective == "chat":
+        settings["chat_template"] = run.config.data.chat_template or DEFAULT
     settings |= {"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": run.config.model.max_length}
     return {TOKENIZER: text, SETTINGS: json.dumps(settings, indent=2, sort_keys=True, ensure_ascii=False) + "\n"}
 
@@ -165,7 +174,8 @@ def save_huggingface(folder: str | Path, run: Run, family: str = "") -> None:
     if tokenizer is not None:
         texts, special = as_published(run), run.config.data.special
         ids |= {} if special.first is None else {"forced_bos_token_id": special.first}
-        ids |= {"eos_token_id": [tokenizer.eos_id, *special.stops]} if special.stops else {}
+        ends = list(dict.fromkeys(decoding_options(run.config, tokenizer)["eos_id"]))
+        ids |= {"eos_token_id": ends} if len(ends) > 1 else {}
         texts |= {GENERATION: json.dumps(ids, indent=2, sort_keys=True) + "\n"}
         for name, text in texts.items():
             (folder / name).write_text(text, "utf-8")
