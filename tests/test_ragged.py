@@ -4,7 +4,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from transformer_jax.data.ragged import Ragged, chain, ranges
+from transformer_jax.data.ragged import Ragged, Shards, chain, ranges
 
 law = settings(derandomize=True, deadline=None, max_examples=150)
 token = st.integers(0, 2**31 - 1)
@@ -63,3 +63,18 @@ def test_chain_is_concatenation_one_by_one(data, count):
             wanted[row] += [part] if isinstance(part, int) else part[row]
     assert lists_of(chained) == wanted
     assert chained.ids.dtype == np.int32
+
+
+@law
+@given(st.lists(st.lists(st.integers(0, 2**16 - 1), max_size=5), max_size=5), st.data())
+def test_shards_are_one_array(parts, data):
+    """Of whatever type their numbers are: any slice and any places give what the joined array has there."""
+    shards = Shards([np.asarray(part, "<u2") for part in parts])
+    whole = np.concatenate([np.zeros(0, np.int32), *(np.asarray(part, np.int32) for part in parts)])
+    assert len(shards) == len(whole)
+    first, last = (data.draw(st.none() | st.integers(-30, 30)) for _ in "ab")
+    part = shards[first:last]
+    assert (part.tolist(), part.dtype) == (whole[first:last].tolist(), np.int32)
+    places = np.asarray(data.draw(st.lists(st.integers(0, max(len(whole) - 1, 0)), max_size=8 if len(whole) else 0)))
+    found = shards[places.reshape(-1, 1).astype(np.int64)]
+    assert (found.tolist(), found.dtype) == (whole[places.astype(np.int64)].reshape(-1, 1).tolist(), np.int32)

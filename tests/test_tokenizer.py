@@ -56,6 +56,16 @@ def test_bytes_bring_every_text_back(kind, text):
     assert not special_ids(MADE[kind]) & set(ids.tolist())
 
 
+@every_kind
+@law
+@given(st.lists(st.sampled_from([*"".join(TEXTS).split(), "\n\n", "  ", "7", "."]), min_size=40, max_size=90))
+def test_parts_of_a_text_have_the_ids_of_the_whole(kind, words):
+    text, tokenizer = " ".join(words), MADE[kind]
+    parts = list(tokenizer.parts_of(text, 100))
+    assert len(parts) > 1 and all(0 < len(part) <= 100 for part in parts)
+    assert np.concatenate(tokenizer.encode(parts)).tolist() == encode(tokenizer, text).tolist()
+
+
 @law
 @given(st.text("".join(sorted(set("".join(TEXTS)))), max_size=40))
 def test_characters_bring_their_texts_back(text):

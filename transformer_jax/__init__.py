@@ -1,16 +1,10 @@
 """One Transformer in JAX: a full encoder-decoder or a causal decoder-only model, by one switch."""
 
-from transformer_jax.config import ModelConfig, RunConfig
-from transformer_jax.decoding import Generated, generate
-from transformer_jax.huggingface.run import load_huggingface, save_huggingface
-from transformer_jax.model.cache import Cache
-from transformer_jax.model.int8 import int8_weights
-from transformer_jax.model.transformer import Memory, Transformer
-from transformer_jax.objective import make_loss
-from transformer_jax.optimizer import make_optimizer
-from transformer_jax.run import Run, load_run
-from transformer_jax.step import TrainState, train_step
-from transformer_jax.tokens import Batch, Tokens
+# ruff: noqa: F403, F405 - the names are those of public.py
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from transformer_jax.public import *
 
 __all__ = [
     "Batch",
@@ -33,3 +27,12 @@ __all__ = [
     "train_step",
 ]
 __version__ = "0.1.0"
+
+
+def __getattr__(name: str) -> Any:
+    """A public name. JAX is imported with the first one: a wrong flag is answered without it, and data prepared."""
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from transformer_jax import public
+
+    return getattr(public, name)

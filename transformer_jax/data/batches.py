@@ -139,21 +139,23 @@ class PackedRows:
 
 @dataclasses.dataclass(frozen=True)
 class StreamRows:
-    """Plain text for causal language modelling: documents end to end, cut into rows.
+    """Plain text for causal language modelling: documents end to end, each between `bos` and `eos`, cut into rows.
 
     The cut moves with the epoch, so a text is read from other places each time; a document that a cut divides goes
     on in the next row. Documents in one row never see each other, and nothing is left out.
     """
 
     documents: Ragged
+    bos: int
+    eos: int
     length: int
     seed: int
     moving: bool
 
     @functools.cached_property
     def _starts(self) -> np.ndarray:
-        """The first place of each document among the tokens that are read, and their number: its last is not."""
-        return self.documents.offsets - np.arange(len(self.documents.offsets))
+        """The first place of each document among the tokens that are read, and their number: its eos is not."""
+        return self.documents.offsets + np.arange(len(self.documents.offsets))
 
     def __len__(self) -> int:
         places = int(self._starts[-1])
@@ -163,8 +165,12 @@ class StreamRows:
     def used(self) -> float:
         return int(self._starts[-1]) / (len(self) * self.length)
 
+    def _tokens(self, places: np.ndarray) -> np.ndarray:
+        ids = self.documents.ids
+        return ids[np.clip(places, 0, len(ids) - 1)] if len(ids) else np.zeros_like(places)
+
     def batch(self, rows: np.ndarray, epoch: int) -> Batch:
-        tokens, starts = self.documents.ids, self._starts
+        starts, offsets = self._starts, self.documents.offsets
         shift = int(generator(self.seed, epoch).integers(self.length)) if self.moving else 0
         row_start = rows[:, None] * self.length - shift
         place = row_start + np.arange(self.length)
@@ -174,9 +180,11 @@ class StreamRows:
         first = np.where(inside, document, len(starts)).min(-1, keepdims=True)
         segments = np.where(inside, document - first + 1, 0).astype(np.int32)
         positions = np.where(inside, place - np.maximum(starts[document], row_start), 0).astype(np.int32)
-        token = place + document  # each document before this one has a last token that is not read
-        ids = np.where(inside, tokens[token], 0).astype(np.int32)
-        labels = np.where(inside, tokens[token + inside], 0).astype(np.int32)
+        following = offsets[document] + place - starts[document]  # what is read stands before it
+        begins, ends = place == starts[document], following == offsets[document + 1]
+        read, label = (self._tokens(each) for each in (following - 1, following))
+        ids = np.where(inside, np.where(begins, self.bos, read), 0).astype(np.int32)
+        labels = np.where(inside, np.where(ends, self.eos, label), 0).astype(np.int32)
         return Batch(Tokens(ids, segments, positions), labels, inside.astype(np.float32))
 
 

@@ -20,7 +20,7 @@ from transformer_jax.data.objectives import (
     room_of,
     tokens_needed,
 )
-from transformer_jax.data.ragged import Ragged, chain
+from transformer_jax.data.ragged import Ragged
 from transformer_jax.data.sources import Corpus, Pairs
 from transformer_jax.data.tokenizer import Tokenizer, make_tokenizer
 from transformer_jax.errors import InputError
@@ -134,8 +134,8 @@ def make_rows(name: str, corpus: Corpus, run: RunConfig, tokenizer: Tokenizer) -
         documents = Ragged.of(tokenizer.encode(corpus.documents))
         size = f"{len(corpus):,} {'text' if len(corpus) == 1 else 'texts'}, {len(documents.ids):,} tokens"
         if run.data.objective == "causal":
-            stream = chain(tokenizer.bos_id, documents, tokenizer.eos_id)
-            rows = StreamRows(stream, room.target, run.seed, moving=name == "train")
+            ends = tokenizer.bos_id, tokenizer.eos_id
+            rows = StreamRows(documents, *ends, room.target, run.seed, moving=name == "train")
             return rows, corpus, [f"{name}: {size} in {len(rows):,} rows of {room.target}, {rows.used:.0%} full"]
         objective = TEXT_OBJECTIVES[run.data.objective]
         least = objective.least

@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -12,11 +13,41 @@ def ranges(starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
     return np.arange(ends[-1] if len(ends) else 0) + np.repeat(starts - (ends - lengths), lengths)
 
 
+class Shards:
+    """Arrays end to end, read by a slice or by places as one array of int32 would be; those of files stay there."""
+
+    def __init__(self, parts: Sequence[np.ndarray]) -> None:
+        self.parts = [part for part in parts if len(part)]
+        self.ends = np.cumsum([len(part) for part in self.parts], dtype=np.int64)
+
+    def __len__(self) -> int:
+        return int(self.ends[-1]) if len(self.ends) else 0
+
+    def __getitem__(self, where: slice | np.ndarray) -> np.ndarray:
+        if isinstance(where, slice):
+            first, last, _ = where.indices(len(self))
+            found, place = [np.zeros(0, np.int32)], first
+            while place < last:
+                number = int(np.searchsorted(self.ends, place, side="right"))
+                part, end = self.parts[number], int(self.ends[number])
+                stop = min(last, end)
+                found.append(part[len(part) - (end - place) : len(part) - (end - stop)])
+                place = stop
+            return np.concatenate(found, dtype=np.int32)
+        flat = where.ravel()
+        found = np.empty(len(flat), np.int32)
+        numbers = np.searchsorted(self.ends, flat, side="right")
+        for number in np.unique(numbers):
+            here, part = numbers == number, self.parts[number]
+            found[here] = part[flat[here] - (int(self.ends[number]) - len(part))]
+        return found.reshape(where.shape)
+
+
 @dataclasses.dataclass(frozen=True)
 class Ragged:
     """Sequence i is `ids[offsets[i]:offsets[i + 1]]`."""
 
-    ids: np.ndarray
+    ids: Any  # an array or Shards
     offsets: np.ndarray
 
     @classmethod

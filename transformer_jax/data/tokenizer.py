@@ -1,6 +1,7 @@
 """Text <-> token ids, by the `tokenizers` library: trained on the spot, or read from a `tokenizer.json`."""
 
 import contextlib
+import functools
 import os
 import re
 import sys
@@ -33,6 +34,20 @@ SENTINEL = re.compile(r"(<extra_id_\d+>)")
 def sentinels(count: int) -> list[str]:
     """Names of tokens that stand for what is hidden."""
     return [f"<extra_id_{number}>" for number in range(count)]
+
+
+LONGEST = 2**16  # letters that are encoded at once
+CUT = re.compile(r".*[^\W\d_]( )(?=[^\W\d_])", re.DOTALL)
+
+
+def cut_of(text: str, start: int, longest: int) -> int:
+    """Where a text that goes on for more than `longest` letters behind `start` is cut: before the last space that stands between two letters, where every tokenizer begins a new word; where the second
+    half of what is looked at has none, at a line's end, or anywhere.
+    """
+    first, last = start + longest // 2, start + longest
+    if found := CUT.match(text, first, last + 1):
+        return found.start(1)
+    return text.rfind("\n", first, last) + 1 or last
 
 
 MOST_BYTES = 2**26  # of a tokenizer.json: the largest published ones have 2^25
@@ -100,8 +115,28 @@ class Tokenizer:
         return max(self.inner.get_vocab(with_added_tokens=True).values()) + 1
 
     def encode(self, texts: Sequence[str]) -> list[np.ndarray]:
-        """int32 ids of each text, no special tokens added or recognised."""
-        return self._encode(texts, False)
+        """int32 ids of each text, no special tokens added or recognised. Long ones are encoded in parts."""
+        parts = [list(self.parts_of(text)) for text in texts]
+        ids = iter(self._encode([part for each in parts for part in each], False))
+        return [np.concatenate([next(ids) for _ in each]) if len(each) > 1 else next(ids) for each in parts]
+
+    def parts_of(self, text: str, longest: int = LONGEST) -> Iterator[str]:
+        """Parts of a text, of at most `longest` letters, that have the ids of the whole one after the other."""
+        start = 0
+        while len(text) - start > longest and self._dropped is not None:
+            end = cut_of(text, start, longest)
+            yield text[start:end]
+            start = end + (self._dropped if text[end] == " " else 0)
+        yield text[start:]
+
+    @functools.cached_property
+    def _dropped(self) -> int | None:
+        """Letters that a part leaves out at its beginning: the space, where the tokenizer puts one in front of a text
+        itself. None where a text cannot be cut."""
+        whole, first = "an old man", "an"
+        ids = self._encode([whole, first, whole[2:], whole[3:]], False)
+        fits = [count for count, rest in enumerate(ids[2:]) if np.array_equal(ids[0], np.append(ids[1], rest))]
+        return next(iter(fits), None)
 
     def encode_marked(self, texts: Sequence[str]) -> list[np.ndarray]:
         """As `encode`, where names of special tokens in a text stand for them; never for what people write."""
