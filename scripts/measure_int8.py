@@ -14,6 +14,7 @@ import numpy as np
 from transformer_jax.data.sources import read
 from transformer_jax.decoding.batches import bucket, padded
 from transformer_jax.decoding.model import follow, right_aligned
+from transformer_jax.evaluate import check_kind
 from transformer_jax.model.cache import Room
 from transformer_jax.run import load_run
 from transformer_jax.scoring import questions_of
@@ -29,7 +30,8 @@ def main() -> None:
     args = parser.parse_args()
     run = load_run(args.run)
     model, params, most = run.model, {"params": run.params}, run.config.model.max_length
-    questions = [each for part in questions_of(read(tuple(args.data)), run.config, run.tokenizer) for each in part]
+    corpus = check_kind(run, read(tuple(args.data)))
+    questions = [each for part in questions_of(corpus, run.config, run.tokenizer) for each in part]
     questions = questions[: args.limit // BATCH * BATCH]
 
     def forced(prompt, said, source, int8):

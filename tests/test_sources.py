@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from transformer_jax.data.sources import Pairs, Texts, load, read
+from transformer_jax.data.corpora import Pairs, Texts
+from transformer_jax.data.sources import load, read
 from transformer_jax.errors import InputError
 
 law = settings(derandomize=True, deadline=None, max_examples=150)

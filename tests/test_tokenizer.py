@@ -58,11 +58,20 @@ def test_bytes_bring_every_text_back(kind, text):
 
 @every_kind
 @law
+@given(st.text(max_size=60) | st.lists(st.text("aäЖ \n.7", max_size=3)).map(" ".join))
+def test_words_encoded_one_by_one_have_the_ids_of_the_text(kind, text):
+    assert encode(MADE[kind], text).tolist() == MADE[kind].inner.encode(text, add_special_tokens=False).ids
+
+
+@every_kind
+@law
 @given(st.lists(st.sampled_from([*"".join(TEXTS).split(), "\n\n", "  ", "7", "."]), min_size=40, max_size=90))
 def test_parts_of_a_text_have_the_ids_of_the_whole(kind, words):
     text, tokenizer = " ".join(words), MADE[kind]
-    parts = list(tokenizer.parts_of(text, 100))
-    assert len(parts) > 1 and all(0 < len(part) <= 100 for part in parts)
+    parts = list(tokenizer.parts_of([text], 100))
+    assert len(parts) > 1
+    assert all(0 < len(part) <= 100 for part in parts)
+    assert list(tokenizer.parts_of([text[:7], "", text[7:150], text[150:]], 100)) == parts
     assert np.concatenate(tokenizer.encode(parts)).tolist() == encode(tokenizer, text).tolist()
 
 

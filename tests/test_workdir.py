@@ -9,7 +9,8 @@ import threading
 import pytest
 
 from transformer_jax.errors import BusyError, InputError
-from transformer_jax.workdir import LOCK, opened, write_whole
+from transformer_jax.folders import LOCK, write_whole
+from transformer_jax.workdir import opened
 
 HOLD = """
 import sys, time

@@ -32,7 +32,8 @@ from transformer_jax import job
 from transformer_jax.axes import path_names
 from transformer_jax.config import CheckpointConfig
 from transformer_jax.errors import CheckpointError, InputError
-from transformer_jax.manifest import damage, seal, sync, write_synced
+from transformer_jax.folders import sync, write_synced
+from transformer_jax.manifest import damage, seal
 from transformer_jax.step import TrainState
 
 for name in ("absl", "asyncio"):  # Orbax and what it waits with log a failed save with tracebacks; we say it in a line

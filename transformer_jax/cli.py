@@ -20,6 +20,7 @@ from transformer_jax.files import check_output, decode, write_output
 from transformer_jax.flags import RunFolder, papers, parse
 from transformer_jax.generate_command import command_generate
 from transformer_jax.huggingface.command import command_export, command_import
+from transformer_jax.prepare_command import command_prepare
 from transformer_jax.recipes import RECIPES, find_recipe
 
 
@@ -151,7 +152,7 @@ def command_evaluate(arguments: list[str]) -> int:
     if args.score:
         from transformer_jax.scoring import score_corpus
 
-        check_kind(run, corpus)
+        corpus = check_kind(run, corpus)
         batch_size = args.batch_size or run.config.batch_size
         for log_prob in score_corpus(run.model, run.params, corpus, run.config, run.tokenizer, batch_size):
             print(f"{log_prob:.6f}")
@@ -299,6 +300,7 @@ COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "describe": command_describe,
     "import": command_import,
     "export": command_export,
+    "prepare": command_prepare,
     "bench": command_bench,
     "verify": command_verify,
 }

@@ -8,8 +8,10 @@ import numpy as np
 
 from transformer_jax.config import LossConfig, RunConfig
 from transformer_jax.data.batches import in_order
+from transformer_jax.data.corpora import Pairs
 from transformer_jax.data.load import make_rows, prompts_of, template_of
-from transformer_jax.data.sources import Corpus, Pairs
+from transformer_jax.data.prepared import Prepared
+from transformer_jax.data.sources import Corpus, Source
 from transformer_jax.data.tokenizer import Tokenizer
 from transformer_jax.decoding import Prompt, generate_all
 from transformer_jax.errors import InputError
@@ -103,15 +105,18 @@ def target_bytes(corpus: Corpus) -> int:
     return sum(len(text.encode()) for text in texts)
 
 
-def check_kind(run: Run, corpus: Corpus) -> None:
-    """Raises InputError where a corpus is not of the kind that a run was trained on."""
+def check_kind(run: Run, corpus: Source) -> Corpus:
+    """The corpus. Raises InputError where it is not of the kind that a run was trained on, or is no text any more."""
+    if isinstance(corpus, Prepared):
+        raise InputError(f"--data {corpus.folder}: holds tokens; give the text that they were made of.")
     kind = {"sequence-to-sequence": "pairs", "chat": "chat"}.get(run.config.data.objective, "text")
     if corpus.kind != kind:
         raise InputError(f"--data holds {corpus.kind}, and the run was trained on {kind}.")
+    return corpus
 
 
 def evaluate_run(
-    run: Run, corpus: Corpus, batch_size: int = 0, limit: int = 0, **decoding: Any
+    run: Run, corpus: Source, batch_size: int = 0, limit: int = 0, **decoding: Any
 ) -> tuple[dict[str, Any], list[str]]:
     """A run's scores on a corpus and, for pairs, its outputs; `limit` decodes so many pairs at most, 0 all.
 
@@ -121,7 +126,7 @@ def evaluate_run(
     Raises:
         InputError: the corpus is not of the run's kind, or a pair is too long.
     """
-    check_kind(run, corpus)
+    corpus = check_kind(run, corpus)
     config, partitioner = run.config, Partitioner("jit", None)
     rows, corpus, _ = make_rows("evaluate", corpus, config, run.tokenizer)
     scores: dict[str, Any] = {"step": run.step, "examples": len(corpus)}

@@ -12,7 +12,8 @@ from transformer_jax import job
 from transformer_jax.checkpoint import Checkpoints, is_full, restore
 from transformer_jax.config import RunConfig
 from transformer_jax.data.batches import Drawn
-from transformer_jax.data.sources import BASELINES, Pairs
+from transformer_jax.data.corpora import Pairs
+from transformer_jax.data.sources import BASELINES
 from transformer_jax.diagnose import count_nonfinite
 from transformer_jax.errors import CheckpointError, StorageError
 from transformer_jax.evaluate import exact_match

@@ -8,32 +8,16 @@ spaces, a name, a line feed; and every file of the folder has one.
 """
 
 import hashlib
-import os
 import re
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from transformer_jax.folders import sync, write_synced
+
 MANIFEST = "MANIFEST.sha256"
 LINE = re.compile(rb"([0-9a-f]{64})  ([^\n]+)\n")
 THREADS = 4  # hashing lets go of Python's lock
-
-
-def sync(path: Path) -> None:
-    """Until a file, or a folder's list of names, is on the disk itself."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-def write_synced(path: Path, text: str) -> None:
-    """A new file, on the disk itself."""
-    with path.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
 
 
 def _names(folder: Path) -> list[str]:

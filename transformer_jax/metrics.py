@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from transformer_jax.workdir import write_whole
+from transformer_jax.folders import write_whole
 
 Record = dict[str, Any]
 FLUSH_SECONDS = 10.0

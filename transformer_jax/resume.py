@@ -12,8 +12,8 @@ from transformer_jax.config_file import differences, read_config
 from transformer_jax.data.load import Data, load_data
 from transformer_jax.data.tokenizer import TRAINERS, Tokenizer, load_tokenizer, tokenizer_of
 from transformer_jax.errors import InputError
+from transformer_jax.folders import write_whole
 from transformer_jax.run import CONFIG, TOKENIZER
-from transformer_jax.workdir import write_whole
 
 
 class Found(NamedTuple):

@@ -10,8 +10,9 @@ import numpy as np
 
 from transformer_jax.config import ModelConfig, RunConfig
 from transformer_jax.data.chat import Chats
+from transformer_jax.data.corpora import Pairs
 from transformer_jax.data.load import prompts_of
-from transformer_jax.data.sources import Corpus, Pairs
+from transformer_jax.data.sources import Corpus
 from transformer_jax.data.tokenizer import Tokenizer
 from transformer_jax.decoding import Prompt
 from transformer_jax.decoding.batches import bucket, padded

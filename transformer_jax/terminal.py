@@ -16,13 +16,13 @@ class Terminal:
     def __init__(self, speaks: bool = True) -> None:
         from rich.console import Console
 
-        self._console = Console(stderr=True, quiet=not speaks, highlight=False, soft_wrap=True)
+        self.console = Console(stderr=True, quiet=not speaks, highlight=False, soft_wrap=True)
         self._bar: Any = None
         self._spoke = 0.0
 
     def say(self, text: str) -> None:
         """One line."""
-        self._console.print(text, markup=False)
+        self.console.print(text, markup=False)
 
     def introduce(self, run: RunConfig, folder: Path, parameters: int, report: list[str]) -> None:
         """What is about to be trained, on what, and where."""
@@ -42,7 +42,7 @@ class Terminal:
             progress.MofNCompleteColumn(),
             progress.TextColumn("{task.description}"),
             progress.TimeRemainingColumn(),
-            console=self._console,
+            console=self.console,
             transient=True,
         )
         self._task = bar.add_task("", total=steps)

@@ -16,8 +16,8 @@ from transformer_jax.config import RunConfig
 from transformer_jax.config_file import to_json
 from transformer_jax.data.batches import Drawn, in_order
 from transformer_jax.data.chat import Chats
+from transformer_jax.data.corpora import Pairs
 from transformer_jax.data.load import Data
-from transformer_jax.data.sources import Pairs
 from transformer_jax.diagnose import make_diagnosis
 from transformer_jax.errors import InputError
 from transformer_jax.evaluate import answer, exact_match, make_evaluator

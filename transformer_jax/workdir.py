@@ -1,25 +1,13 @@
-"""A run's folder: made where there is none, held by one writer at a time, its papers written whole."""
+"""A run's folder: made where there is none, held by one writer at a time."""
 
 import contextlib
-import fcntl
 import json
-import os
 from collections.abc import Iterator
 from pathlib import Path
 
 from transformer_jax import job
 from transformer_jax.errors import BusyError, InputError
-from transformer_jax.manifest import sync, write_synced
-
-LOCK = "lock"
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Replaces a file by a new one; whoever reads it, also after a crash, finds the old one or the new one."""
-    temporary = path.with_name(f"{path.name}.tmp")
-    write_synced(temporary, text)
-    temporary.replace(path)
-    sync(path.parent)
+from transformer_jax.folders import locked
 
 
 @contextlib.contextmanager
@@ -35,7 +23,7 @@ def opened(folder: Path) -> Iterator[Path]:
         if job.is_first():
             try:
                 folder.mkdir(parents=True, exist_ok=True)
-                if holder := held.enter_context(_lock(folder)):
+                if holder := held.enter_context(locked(folder)):
                     status, message = (
                         BusyError.status,
                         f"{folder} is in use: {holder} is training there. Wait for its end",
@@ -47,38 +35,3 @@ def opened(folder: Path) -> Iterator[Path]:
             kind = BusyError if status == BusyError.status else InputError
             raise kind(f"--workdir {message}, or give another --workdir.")
         yield folder
-
-
-@contextlib.contextmanager
-def _lock(folder: Path) -> Iterator[str]:
-    """`""` while the lock of a folder is ours, else who holds it.
-
-    The kernel lets go of a lock when its process ends, however it ends. The file is removed at the end; whoever waits
-    with the removed one in hand finds out and opens the new one.
-    """
-    path = folder / LOCK
-    while True:
-        with path.open("a+", encoding="utf-8") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                file.seek(0)
-                yield file.read() or "another process"
-                return
-            if not _is_at(path, file.fileno()):
-                continue
-            file.truncate(0)
-            file.write(f"process {os.getpid()} on {os.uname().nodename}")
-            file.flush()
-            try:
-                yield ""
-            finally:
-                path.unlink()
-            return
-
-
-def _is_at(path: Path, handle: int) -> bool:
-    try:
-        return os.path.samestat(os.fstat(handle), path.stat())
-    except FileNotFoundError:  # its holder has removed it meanwhile
-        return False

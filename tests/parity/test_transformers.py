@@ -10,7 +10,8 @@ from agreement import comes_back, logits, logits_agree, target_and_source, texts
 
 from transformer_jax import Tokens, load_run
 from transformer_jax.cli import run_command
-from transformer_jax.data.sources import Pairs, load
+from transformer_jax.data.corpora import Pairs
+from transformer_jax.data.sources import load
 from transformer_jax.evaluate import answer
 from transformer_jax.huggingface.folder import read_pretrained
 

@@ -20,9 +20,9 @@ from transformer_jax.bench.subject import ADAMW
 from transformer_jax.bench.train import OURS, TRANSLATION
 from transformer_jax.config import DataConfig, RunConfig
 from transformer_jax.data.batches import PackedRows
+from transformer_jax.data.corpora import Pairs
 from transformer_jax.data.examples import generator
 from transformer_jax.data.load import load_data
-from transformer_jax.data.sources import Pairs
 from transformer_jax.errors import InputError
 from transformer_jax.pace import tokens_of
 from transformer_jax.partition import Partitioner

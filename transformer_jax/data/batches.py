@@ -155,7 +155,8 @@ class StreamRows:
     @functools.cached_property
     def _starts(self) -> np.ndarray:
         """The first place of each document among the tokens that are read, and their number: its eos is not."""
-        return self.documents.offsets + np.arange(len(self.documents.offsets))
+        offsets = self.documents.offsets
+        return offsets - offsets[0] + np.arange(len(offsets))
 
     def __len__(self) -> int:
         places = int(self._starts[-1])

@@ -49,6 +49,10 @@ class Chats:
         """Every text there is, for training a tokenizer: who speaks, and what is said."""
         return (f"{turn.role}\n{turn.content}\n" for turns in self.turns for turn in turns)
 
+    def place(self, index: int) -> str:
+        """Where a conversation came from, for messages."""
+        return self.places[index]
+
     def split(self, fraction: float) -> tuple["Chats", "Chats"]:
         """The last `fraction` of the conversations held out."""
         cut = min(int(len(self) * (1 - fraction)), len(self) - 1)

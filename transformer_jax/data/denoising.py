@@ -6,7 +6,7 @@ import math
 import numpy as np
 
 from transformer_jax.config import DataConfig
-from transformer_jax.data.examples import Fits, chunk, generator, longest_that, of_example
+from transformer_jax.data.examples import Examples, Fits, chunk, generator, longest_that, of_example, selected
 from transformer_jax.data.ragged import Ragged
 from transformer_jax.data.tokenizer import Tokenizer
 
@@ -140,19 +140,20 @@ def sentinels_of(denoisers: tuple[Denoiser, ...], fits: Fits) -> int:
 
 def denoised(
     documents: Ragged, fits: Fits, tokenizer: Tokenizer, denoisers: tuple[Denoiser, ...], seed: int
-) -> Denoised:
+) -> Examples:
     """The longest chunks that fit a row; a document of one token has nothing to hide and stays out."""
-    chunks = chunk(documents.take(np.flatnonzero(documents.lengths > 1)), longest_chunk(denoisers, fits))
+    chunks = chunk(documents, longest_chunk(denoisers, fits))
     kinds = generator(seed, len(chunks)).integers(len(denoisers), size=len(chunks))
     modes = tuple(tokenizer.id_of(each.mode) if each.mode else -1 for each in denoisers)
-    return Denoised(chunks, kinds, denoisers, modes, np.asarray(tokenizer.sentinel_ids, np.int32), seed)
+    examples = Denoised(chunks, kinds, denoisers, modes, np.asarray(tokenizer.sentinel_ids, np.int32), seed)
+    return selected(examples, np.flatnonzero(chunks.lengths > 1))
 
 
-def span_corruption(documents: Ragged, fits: Fits, tokenizer: Tokenizer, config: DataConfig, seed: int) -> Denoised:
+def span_corruption(documents: Ragged, fits: Fits, tokenizer: Tokenizer, config: DataConfig, seed: int) -> Examples:
     """T5's denoising: spans of a text give way to sentinels, and the target is the spans behind their sentinels."""
     return denoised(documents, fits, tokenizer, t5_denoisers(config), seed)
 
 
-def ul2(documents: Ragged, fits: Fits, tokenizer: Tokenizer, config: DataConfig, seed: int) -> Denoised:
+def ul2(documents: Ragged, fits: Fits, tokenizer: Tokenizer, config: DataConfig, seed: int) -> Examples:
     """UL2's mixture of denoisers, each text with its mode in front."""
     return denoised(documents, fits, tokenizer, ul2_denoisers(config), seed)

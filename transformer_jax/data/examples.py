@@ -53,6 +53,30 @@ class FixedExamples:
         return self.sources.take(indices), self.targets.take(indices)
 
 
+@dataclasses.dataclass(frozen=True)
+class Selected:
+    """Some of other examples."""
+
+    examples: Examples
+    kept: np.ndarray
+
+    @property
+    def source_lengths(self) -> np.ndarray:
+        return self.examples.source_lengths[self.kept]
+
+    @property
+    def target_lengths(self) -> np.ndarray:
+        return self.examples.target_lengths[self.kept]
+
+    def make(self, indices: np.ndarray, epoch: int) -> tuple[Ragged, Ragged]:
+        return self.examples.make(self.kept[indices], epoch)
+
+
+def selected(examples: Examples, kept: np.ndarray) -> Examples:
+    """Those of the examples; nothing is copied."""
+    return examples if len(kept) == len(examples.source_lengths) else Selected(examples, kept)
+
+
 def chunk(documents: Ragged, longest: int) -> Ragged:
     """Each document cut into as few pieces of at most `longest` tokens as there can be, nearly equal in length."""
     pieces = -(-documents.lengths // longest)

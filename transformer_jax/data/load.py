@@ -10,7 +10,8 @@ from transformer_jax.config import ModelConfig, RunConfig, SpecialConfig
 from transformer_jax.data import sources
 from transformer_jax.data.batches import Batches, PackedRows, Rows, StreamRows
 from transformer_jax.data.chat import DEFAULT, ChatExamples, Chats, Template, Turn
-from transformer_jax.data.examples import Examples, FixedExamples
+from transformer_jax.data.corpora import Pairs, Texts
+from transformer_jax.data.examples import Examples, FixedExamples, selected
 from transformer_jax.data.objectives import (
     ARRANGEMENTS,
     TEXT_OBJECTIVES,
@@ -20,9 +21,10 @@ from transformer_jax.data.objectives import (
     room_of,
     tokens_needed,
 )
+from transformer_jax.data.prepared import Prepared, check_tokenizer
 from transformer_jax.data.ragged import Ragged
-from transformer_jax.data.sources import Corpus, Pairs
-from transformer_jax.data.tokenizer import Tokenizer, make_tokenizer
+from transformer_jax.data.sources import Corpus, Source
+from transformer_jax.data.tokenizer import TRAINERS, Tokenizer, make_tokenizer
 from transformer_jax.errors import InputError
 from transformer_jax.files import decode, read_whole
 from transformer_jax.tokens import ALL, Mine
@@ -56,7 +58,7 @@ class Data:
         return Batches(self.train, self.config.batch_size, self.config.seed, mine)
 
 
-def _fitting(name: str, corpus: Pairs | Chats, need: np.ndarray, run: RunConfig) -> tuple[np.ndarray, str]:
+def _fitting(name: str, corpus: Pairs | Chats | Prepared, need: np.ndarray, run: RunConfig) -> tuple[np.ndarray, str]:
     """The numbers of the pairs or conversations that fit a row, and what to say about the others."""
     too_long = np.flatnonzero((need > room_of(run.model, run.data)).any(-1))
     if not len(too_long):
@@ -65,7 +67,7 @@ def _fitting(name: str, corpus: Pairs | Chats, need: np.ndarray, run: RunConfig)
     where, whats = "--data" if name == "evaluate" else f"data.{name}", "pairs" if corpus.kind == "pairs" else "chats"
     what = (
         f"{where}: {len(too_long):,} of {len(corpus):,} {whats} are longer than a row; the first is "
-        f"{corpus.places[first]} with {need[first].sum()} tokens, source and target, where max_length="
+        f"{corpus.place(first)} with {need[first].sum()} tokens, source and target, where max_length="
         f"{run.model.max_length}"
     )
     if run.data.too_long == "error":
@@ -103,9 +105,7 @@ def _chat_examples(
     sizes = int(examples.source_lengths.sum() + examples.target_lengths.sum())
     size = f"{len(keep):,} chats, {sizes:,} tokens"
     kept = Chats([corpus.turns[i] for i in keep], [corpus.places[i] for i in keep])
-    parts = examples.make(keep, 0)
-    examples = FixedExamples(*parts) if arrangement.has_source else ChatExamples(*parts)
-    return kept, examples, size, [*report, complaint] if complaint else report
+    return kept, selected(examples, keep), size, [*report, complaint] if complaint else report
 
 
 def template_of(run: RunConfig, tokenizer: Tokenizer) -> Template:
@@ -113,34 +113,45 @@ def template_of(run: RunConfig, tokenizer: Tokenizer) -> Template:
     return Template(run.data.chat_template or DEFAULT, tokenizer)
 
 
-def make_rows(name: str, corpus: Corpus, run: RunConfig, tokenizer: Tokenizer) -> tuple[Rows, Corpus, list[str]]:
-    """Packed rows of a corpus, what of it they hold, and lines that say what was read.
+def _pair_examples(
+    name: str, corpus: Pairs | Prepared, run: RunConfig, tokenizer: Tokenizer
+) -> tuple[Pairs, Examples, str, list[str]]:
+    """As `_chat_examples`, of pairs."""
+    sources, targets = corpus.tokens(tokenizer)
+    need = ARRANGEMENTS[run.model.mode].lengths(sources.lengths, targets.lengths)
+    keep, complaint = _fitting(name, corpus, need, run)
+    size = f"{len(keep):,} pairs, {sources.size + targets.size:,} tokens"
+    if isinstance(corpus, Pairs):
+        shown = corpus.chosen(keep)
+    else:
+        said = corpus.said(tokenizer, keep)
+        shown = Pairs(said[0], said[1], [corpus.place(int(i)) for i in keep[: len(said[0])]])
+    return shown, selected(FixedExamples(sources, targets), keep), size, [complaint] if complaint else []
+
+
+def make_rows(name: str, corpus: Source, run: RunConfig, tokenizer: Tokenizer) -> tuple[Rows, Corpus, list[str]]:
+    """Packed rows of a corpus, the text of what they hold, and lines that say what was read.
 
     Raises:
         InputError: a pair is too long for a row, or there is nothing to learn from.
     """
-    room, report = room_of(run.model, run.data), []
-    if isinstance(corpus, Pairs):
-        pieces = Ragged.of(tokenizer.encode(corpus.sources)), Ragged.of(tokenizer.encode(corpus.targets))
-        need = ARRANGEMENTS[run.model.mode].lengths(pieces[0].lengths, pieces[1].lengths)
-        keep, complaint = _fitting(name, corpus, need, run)
-        report += [complaint] if complaint else []
-        size = f"{len(keep):,} pairs, {len(pieces[0].ids) + len(pieces[1].ids):,} tokens"
-        corpus = Pairs(*([values[i] for i in keep] for values in (corpus.sources, corpus.targets, corpus.places)))
-        examples = FixedExamples(pieces[0].take(keep), pieces[1].take(keep))
-    elif isinstance(corpus, Chats):
-        corpus, examples, size, report = _chat_examples(name, corpus, run, tokenizer)
+    room = room_of(run.model, run.data)
+    if isinstance(corpus, Chats):
+        shown, examples, size, report = _chat_examples(name, corpus, run, tokenizer)
+    elif isinstance(corpus, Pairs) or (isinstance(corpus, Prepared) and corpus.kind == "pairs"):
+        shown, examples, size, report = _pair_examples(name, corpus, run, tokenizer)
     else:
-        documents = Ragged.of(tokenizer.encode(corpus.documents))
-        size = f"{len(corpus):,} {'text' if len(corpus) == 1 else 'texts'}, {len(documents.ids):,} tokens"
+        (documents,), count = corpus.tokens(tokenizer), len(corpus)
+        shown = corpus if isinstance(corpus, Texts) else Texts(*corpus.said(tokenizer))
+        size, report = f"{count:,} {'text' if count == 1 else 'texts'}, {documents.size:,} tokens", []
         if run.data.objective == "causal":
             ends = tokenizer.bos_id, tokenizer.eos_id
             rows = StreamRows(documents, *ends, room.target, run.seed, moving=name == "train")
-            return rows, corpus, [f"{name}: {size} in {len(rows):,} rows of {room.target}, {rows.used:.0%} full"]
+            return rows, shown, [f"{name}: {size} in {len(rows):,} rows of {room.target}, {rows.used:.0%} full"]
         objective = TEXT_OBJECTIVES[run.data.objective]
         least = objective.least
         if short := int(np.count_nonzero(documents.lengths < least)):
-            report.append(f"data.{name}: {short:,} of {len(corpus):,} texts have fewer tokens than {least}: left out")
+            report.append(f"data.{name}: {short:,} of {count:,} texts have fewer tokens than {least}: left out")
         fits = fitting(run.data.objective, run.model, run.data)
         examples = objective.examples(documents, fits, tokenizer, run.data, run.seed)
     rows = _packed(examples, run, tokenizer)
@@ -148,7 +159,7 @@ def make_rows(name: str, corpus: Corpus, run: RunConfig, tokenizer: Tokenizer) -
         raise InputError(f"data.{name}: no example is long enough for the objective {run.data.objective}.")
     width = f"{room.source} + {room.target}" if room.source else str(room.target)
     line = f"{name}: {size} in {len(rows):,} rows of {width}, {rows.used:.0%} full"
-    return rows, corpus, [*report, line + (_fuller(rows) if name == "train" else "")]
+    return rows, shown, [*report, line + (_fuller(rows) if name == "train" else "")]
 
 
 def _fuller(rows: PackedRows) -> str:
@@ -201,7 +212,9 @@ def resolve(run: RunConfig, kind: str, tokenizer: Tokenizer | None, texts: Calla
     return dataclasses.replace(run, model=model, data=dataclasses.replace(run.data, objective=name)), tokenizer
 
 
-def _fingerprint(corpus: Corpus) -> str:
+def _fingerprint(corpus: Source) -> str:
+    if isinstance(corpus, Prepared):
+        return corpus.fingerprint
     digest, characters = blake2b(digest_size=16), 0
     for text in corpus.all_texts():
         digest.update(text.encode() + b"\0")
@@ -218,7 +231,12 @@ def load_data(run: RunConfig, tokenizer: Tokenizer | None = None) -> Data:
     corpus, held_out = sources.load(
         run.data.train, run.data.validation, run.data.embedded, run.data.validation_fraction
     )
+    if isinstance(corpus, Prepared) and run.data.tokenizer in TRAINERS:
+        run = dataclasses.replace(run, data=dataclasses.replace(run.data, tokenizer=corpus.tokenizer_path))
     run, tokenizer = resolve(run, corpus.kind, tokenizer, corpus.all_texts)
+    for each in (corpus, held_out):
+        if isinstance(each, Prepared):
+            check_tokenizer(each, tokenizer, run.data.tokenizer)
     train, _, report = make_rows("train", corpus, run, tokenizer)
     validation, held_out, more = make_rows("validation", held_out, run, tokenizer)
     if len(train) < run.batch_size:

@@ -60,6 +60,11 @@ class Ragged:
     def lengths(self) -> np.ndarray:
         return np.diff(self.offsets)
 
+    @property
+    def size(self) -> int:
+        """Numbers of all sequences."""
+        return int(self.offsets[-1] - self.offsets[0])
+
     def __len__(self) -> int:
         return len(self.offsets) - 1
 

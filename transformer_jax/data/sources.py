@@ -1,6 +1,5 @@
 """Files -> texts or pairs of texts. Every complaint names the file and the line or byte."""
 
-import dataclasses
 import glob
 import json
 import os
@@ -12,66 +11,16 @@ from pathlib import Path
 from transformer_jax.config_checks import shown
 from transformer_jax.data import dates
 from transformer_jax.data.chat import Chats, read_turns
+from transformer_jax.data.corpora import Pairs, Texts
+from transformer_jax.data.prepared import Prepared, read_prepared
 from transformer_jax.errors import InputError
 from transformer_jax.files import PACKED, decode, most_bytes, read_whole, reading
 
 FOLDER_FILES = (".txt", ".jsonl", ".parquet")
 
 
-@dataclasses.dataclass(frozen=True)
-class Texts:
-    """Plain text, a document each."""
-
-    documents: list[str]
-    kind = "text"
-
-    def __len__(self) -> int:
-        return len(self.documents)
-
-    def all_texts(self) -> Iterator[str]:
-        """Every text there is, for training a tokenizer."""
-        return iter(self.documents)
-
-    def split(self, fraction: float) -> tuple["Texts", "Texts"]:
-        """The last `fraction` of the characters held out, at a document's end; a lone document is cut in two."""
-        if len(self.documents) == 1:
-            cut = int(len(self.documents[0]) * (1 - fraction))
-            return Texts([self.documents[0][:cut]]), Texts([self.documents[0][cut:]])
-        left, first = fraction * sum(map(len, self.documents)), len(self.documents)
-        while first > 1 and left > 0:
-            first -= 1
-            left -= len(self.documents[first])
-        return Texts(self.documents[:first]), Texts(self.documents[first:])
-
-
-@dataclasses.dataclass(frozen=True)
-class Pairs:
-    """Sources and their targets; `places` says where each came from, for messages."""
-
-    sources: list[str]
-    targets: list[str]
-    places: list[str]
-    kind = "pairs"
-
-    def __len__(self) -> int:
-        return len(self.sources)
-
-    def all_texts(self) -> Iterator[str]:
-        """Every text there is, for training a tokenizer."""
-        yield from self.sources
-        yield from self.targets
-
-    def take(self, chosen: slice) -> "Pairs":
-        """Some of the pairs."""
-        return Pairs(self.sources[chosen], self.targets[chosen], self.places[chosen])
-
-    def split(self, fraction: float) -> tuple["Pairs", "Pairs"]:
-        """The last `fraction` of the pairs held out."""
-        cut = min(int(len(self) * (1 - fraction)), len(self) - 1)
-        return self.take(slice(cut)), self.take(slice(cut, None))
-
-
-Corpus = Texts | Pairs | Chats
+Corpus = Texts | Pairs | Chats  # in memory
+Source = Corpus | Prepared  # what a run is trained on
 FIELDS = ({"messages"}, {"source", "target"}, {"text"})  # of a record that is a conversation, a pair, a text
 
 
@@ -239,13 +188,15 @@ def _read_one(path: Path) -> Corpus:
     return READERS.get(kind_of(path), lambda path: Texts([read_text(path)]))(path)
 
 
-def read(paths: tuple[str, ...]) -> Corpus:
+def read(paths: tuple[str, ...]) -> Source:
     """What one path (texts, or pairs in a .tsv or .jsonl) or two parallel files hold.
 
     Raises:
         InputError: a file is missing, empty, unreadable, not UTF-8 or not what its name says; texts and pairs are
             mixed; two parallel files have unequal numbers of lines.
     """
+    if len(paths) == 1 and paths[0] and (prepared := read_prepared(Path(paths[0]))):
+        return prepared
     files = files_of(paths)
     if len(paths) == 2:
         return _read_parallel(*files)
@@ -298,7 +249,7 @@ EMBEDDED = {"dates": _dates, "code": _code}
 BASELINES = {"dates": dates.baseline}
 
 
-def load(train: tuple[str, ...], validation: tuple[str, ...], embedded: str, fraction: float) -> tuple[Corpus, Corpus]:
+def load(train: tuple[str, ...], validation: tuple[str, ...], embedded: str, fraction: float) -> tuple[Source, Source]:
     """The training and the validation corpus that a run's data settings name.
 
     Raises:
@@ -314,7 +265,7 @@ def load(train: tuple[str, ...], validation: tuple[str, ...], embedded: str, fra
     if validation:
         held_out = read(validation)
     if held_out is None:
-        if len(first) == 1 and (first.kind == "pairs" or len(next(first.all_texts())) < 2):
+        if len(first) == 1 and (first.kind == "pairs" or len(next(first.all_texts(), "ab")) < 2):
             raise InputError(
                 "The training data is a single example: too small to hold some out; give --data.validation."
             )
