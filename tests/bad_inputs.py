@@ -197,7 +197,7 @@ TRAIN = [
     Bad("train pairs --data.train pairs.tsv/x", "pairs.tsv/x: cannot be read"),
     Bad("train pairs --data.train /dev/zero", "/dev/zero: cannot be read .it is a device"),
     Bad("train pairs --data.train *.rst", r"\*.rst: no file matches"),
-    Bad("train pairs --data.train docs", "docs: the folder has no .txt or .jsonl or .parquet file"),
+    Bad("train pairs --data.train docs", "docs: the folder has no .txt or .jsonl or .parquet or"),
     Bad("train pairs --data.train nowhere/", "nowhere: no such file"),
     Bad("train pairs --data.train mixed", "mixed: holds pairs and text; give one of them"),
     Bad("train pairs --data.train empty.txt", "empty.txt: the file is empty"),

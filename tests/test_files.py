@@ -6,10 +6,14 @@ import threading
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from transformer_jax import files
 from transformer_jax.errors import InputError, StorageError
 from transformer_jax.files import check_output, decode, read_stream, read_whole, write_output
+
+law = settings(derandomize=True, deadline=None, max_examples=150)
 
 
 def test_a_file_a_pack_and_a_pipe_are_read_whole(tmp_path):
@@ -91,3 +95,26 @@ def test_an_output_is_checked_before_the_work(tmp_path):
         with pytest.raises(InputError, match=says):
             check_output(path, "--output", tmp_path / "a")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "b"]
+
+
+@law
+@given(st.text("aé\r\n\ufeff日👋 ", max_size=30), st.integers(1, 7))
+def test_a_streamed_text_is_the_whole_one(tmp_path_factory, text, size):
+    """However its bytes come apart: within a letter, within a line's end, within a byte order mark."""
+    path = tmp_path_factory.mktemp("f") / "a.txt"
+    path.write_bytes(text.encode())
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(files, "CHUNK", size)
+        if not text.removeprefix("\ufeff").strip():
+            with pytest.raises(InputError, match=r"empty|only blank lines"):
+                list(files.stream_text(path))
+        else:
+            assert "".join(files.stream_text(path)) == files.decode(path, text.encode())
+
+
+@pytest.mark.parametrize("size", [1, 3, 2**20])
+def test_a_streamed_text_names_the_byte_that_is_none(tmp_path, monkeypatch, size):
+    (tmp_path / "a.txt").write_bytes("é\n\nab".encode() + b"\xff\n")
+    monkeypatch.setattr(files, "CHUNK", size)
+    with pytest.raises(InputError, match=r"byte 6 \(line 3\) is not valid UTF-8: found 0xff"):
+        list(files.stream_text(tmp_path / "a.txt"))

@@ -170,8 +170,9 @@ def test_chunks_fill_a_row_and_sentinels_suffice(mode, density, mean_span, lengt
     examples = span_corruption(texts(1000, 1, 7, 2), fits, TOKENIZER, data, 0)
     longest = next(n for n in itertools.count(2) if not fits(*shape(n + 1, density, mean_span)))
     pieces = -(-1000 // longest)
-    assert examples.chunks.lengths.max() == -(-1000 // pieces)
-    assert 1 not in examples.chunks.lengths
+    sizes = np.stack([examples.source_lengths, examples.target_lengths], -1)
+    assert sizes.max(0).tolist() == list(shape(-(-1000 // pieces), density, mean_span))
+    assert sizes.min() >= 1
     need = ARRANGEMENTS[mode].lengths(examples.source_lengths, examples.target_lengths)
     assert (need <= room_of(model, data)).all()
     spans = noise_shape(np.arange(2, longest + 1), density, mean_span)[1]

@@ -1,7 +1,9 @@
-"""Files in, whole and within a limit; files out, whole or not at all. Every complaint names the file."""
+"""Files in, whole within a limit or by lines; files out, whole or not at all. Every complaint names the file."""
 
+import codecs
 import contextlib
 import gzip
+import itertools
 import os
 import shutil
 import stat
@@ -15,7 +17,7 @@ from transformer_jax.errors import InputError, StorageError
 
 PACKED = (".gz", ".zst")
 RATIO, UNPACKED = 200, 2**28  # what a .gz may unpack to: text packs 3 to 20 times, a file made to do harm up to 1032
-CHUNK = 2**24
+CHUNK = 2**20
 PIECE = 2**12  # of a .zst, which may unpack to 32,768 times as many bytes
 
 
@@ -34,18 +36,18 @@ def _chunks(file: Readable) -> Iterator[bytes]:
     return iter(lambda: file.read(CHUNK), b"")
 
 
-def _gather(name: str, chunks: Iterator[bytes], most: int, packed: int | None) -> bytearray:
+def _gather(name: str | Path, chunks: Iterator[bytes], most: int) -> bytearray:
     found = bytearray()
     for chunk in chunks:
         found += chunk
-        if packed is not None and len(found) > max(UNPACKED, RATIO * packed):
-            raise InputError(
-                f"{name}: its {packed:,} bytes unpack to {len(found):,} and more, beyond the limit of {RATIO} times as "
-                "many. Unpack it first where it is meant."
-            )
         if len(found) > most:
-            raise InputError(f"{name}: larger than {most:,} bytes, the limit for it on this machine.")
+            raise too_large(name, most)
     return found
+
+
+def too_large(name: str | Path, most: int) -> InputError:
+    """What is said of more than can be held."""
+    return InputError(f"{name}: larger than {most:,} bytes, the limit for it on this machine.")
 
 
 @contextlib.contextmanager
@@ -80,7 +82,7 @@ def read_stream(name: str, file: Readable) -> bytearray:
         InputError: it cannot be read, or is larger than memory allows.
     """
     with reading(name):
-        return _gather(name, _chunks(file), most_bytes(), None)
+        return _gather(name, _chunks(file), most_bytes())
 
 
 def read_whole(path: str | Path, most: int | None = None) -> bytearray:
@@ -89,7 +91,77 @@ def read_whole(path: str | Path, most: int | None = None) -> bytearray:
     Raises:
         InputError: it is missing, is no file or pipe, cannot be read or unpacked, or is too large.
     """
-    most = most_bytes() if most is None else most
+    return _gather(path, _opened(path), most_bytes() if most is None else most)
+
+
+def lines_of(path: str | Path) -> Iterator[str]:
+    """A file's lines, one at a time, as `read_whole` and `decode` would give them; only a line feed ends one, so that
+    parallel files stay parallel.
+
+    Raises:
+        InputError: as these two; a line is too large; or, at the end, there is no text in it.
+    """
+    start, blank, empty = 0, True, True
+    for number, raw in enumerate(_raw_lines(path), 1):
+        try:
+            text = raw.decode("utf-8").replace("\r\n", "\n")
+        except UnicodeDecodeError as error:
+            raise _not_utf8(path, start + error.start, number, raw[error.start]) from None
+        text = text.removeprefix("\ufeff") if number == 1 else text
+        start, blank, empty = start + len(raw), blank and not text.strip(), empty and not text
+        if text:
+            yield text.removesuffix("\n")
+    if blank:
+        raise no_text(path, empty)
+
+
+def stream_text(path: str | Path) -> Iterator[str]:
+    """A file's text as `decode` has it, some of it at a time.
+
+    Raises:
+        InputError: as `read_whole` and `decode`; or, at the end, there is no text in it.
+    """
+    decoder, left, at, line, blank, begun = codecs.getincrementaldecoder("utf-8")(), "", 0, 1, True, False
+    for raw, last in itertools.chain(zip(_opened(path), itertools.repeat(False)), [(b"", True)]):
+        held = len(decoder.getstate()[0])
+        try:
+            text = decoder.decode(raw, last)
+        except UnicodeDecodeError as error:
+            lines = error.object.count(b"\n", 0, error.start)
+            raise _not_utf8(path, at - held + error.start, line + lines, error.object[error.start]) from None
+        text, begun = left + (text if begun else text.removeprefix("\ufeff")), begun or bool(text)
+        at, line = at + len(raw), line + raw.count(b"\n")
+        left = "\r" if not last and text.endswith("\r") else ""  # whose line feed may follow
+        text = text.removesuffix(left).replace("\r\n", "\n")
+        blank = blank and not text.strip()
+        yield text
+    if blank:
+        raise no_text(path, not at)
+
+
+def no_text(path: str | Path, empty: bool) -> InputError:
+    """What is said of a file without text."""
+    return InputError(f"{path}: the file is empty." if empty else f"{path}: only blank lines, no text.")
+
+
+def _raw_lines(path: str | Path) -> Iterator[bytes]:
+    """Lines with their line feeds."""
+    most, rest = most_bytes(), bytearray()
+    for chunk in _opened(path):
+        first, *others = chunk.split(b"\n")
+        rest += first
+        if len(rest) > most:
+            raise too_large(path, most)
+        if others:
+            yield bytes(rest) + b"\n"
+            yield from (line + b"\n" for line in others[:-1])
+            rest = bytearray(others[-1])
+    if rest:
+        yield bytes(rest)
+
+
+def _opened(path: str | Path) -> Iterator[bytes]:
+    """A file's bytes in parts, unpacked, and no more of them than a file can honestly be packed from."""
     with reading(path):
         about = os.stat(path)
         if not stat.S_ISREG(about.st_mode) and not stat.S_ISFIFO(about.st_mode):
@@ -97,9 +169,17 @@ def read_whole(path: str | Path, most: int | None = None) -> bytearray:
             raise InputError(f"{path}: cannot be read (it is a {what}, not a file).")
         with open(path, "rb") as file:
             if not str(path).endswith(PACKED):
-                return _gather(str(path), _chunks(file), most, None)
-            chunks = _unzipped(file) if str(path).endswith(".gz") else _unpacked(str(path), file)
-            return _gather(str(path), chunks, most, about.st_size)
+                yield from _chunks(file)
+                return
+            found = 0
+            for chunk in _unzipped(file) if str(path).endswith(".gz") else _unpacked(str(path), file):
+                found += len(chunk)
+                if found > max(UNPACKED, RATIO * about.st_size):
+                    raise InputError(
+                        f"{path}: its {about.st_size:,} bytes unpack to {found:,} and more, beyond the limit of "
+                        f"{RATIO} times as many. Unpack it first where it is meant."
+                    )
+                yield chunk
 
 
 def _unzipped(file: Any) -> Iterator[bytes]:
@@ -137,11 +217,25 @@ def decode(name: str | Path, raw: bytes | bytearray) -> str:
     try:
         return raw.decode("utf-8").removeprefix("\ufeff").replace("\r\n", "\n")
     except UnicodeDecodeError as error:
-        line = raw.count(b"\n", 0, error.start) + 1
-        raise InputError(
-            f"{name}: byte {error.start} (line {line}) is not valid UTF-8: found 0x{raw[error.start]:02x}. Convert it "
-            "to UTF-8 first."
-        ) from None
+        raise _not_utf8(name, error.start, raw.count(b"\n", 0, error.start) + 1, raw[error.start]) from None
+
+
+def _not_utf8(name: str | Path, place: int, line: int, byte: int) -> InputError:
+    return InputError(
+        f"{name}: byte {place} (line {line}) is not valid UTF-8: found 0x{byte:02x}. Convert it to UTF-8 first."
+    )
+
+
+def read_text(path: str | Path) -> str:
+    """A file's text, unpacked where its name ends in .gz or .zst, without a byte order mark and with plain line ends.
+
+    Raises:
+        InputError: as `read_whole` and `decode`; or there is no text in it.
+    """
+    text = decode(path, read_whole(path))
+    if not text.strip():
+        raise no_text(path, not text)
+    return text
 
 
 def check_output(path: Path | None, flag: str, *read: str | Path) -> None:

@@ -10,6 +10,7 @@ Pairs have `source-` and `target-` in place of `text-`.
 
 import dataclasses
 import json
+import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from hashlib import blake2b
@@ -43,7 +44,7 @@ def digest_of(path: Path) -> str:
 def read_paper(folder: Path) -> dict[str, Any] | None:
     """What `prepared.json` says, None where there is none. Raises InputError."""
     path = folder / PAPER
-    if not path.exists():
+    if not os.path.isfile(path):
         return None
     try:
         paper = json.loads(decode(path, read_whole(path, MOST_PAPER)))
