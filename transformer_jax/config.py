@@ -35,6 +35,7 @@ ObjectiveName = Literal[
     "prefix-lm",
     "continuation",
     "fill-in-the-middle",
+    "masked-lm",
     "chat",
 ]
 TokenizerName = Literal["bpe", "unigram", "char", "bytes"]
@@ -104,7 +105,9 @@ class DataConfig:
     """auto: sequence-to-sequence for pairs; for plain text causal, prefix-lm with a bidirectional prefix, or
     span-corruption with an encoder (Raffel et al. 2020, 3.1.4). ul2: several ways to hide spans or to go on, with the
     way in front (Tay et al. 2022). prefix-lm: a text from a place that is drawn; continuation: from its middle.
-    fill-in-the-middle: causal, where the middle of some texts comes last (Bavarian et al. 2022)."""
+    fill-in-the-middle: causal, where the middle of some texts comes last (Bavarian et al. 2022). masked-lm: the tokens
+    that were where masks are, for a decoder with a bidirectional prefix, which is then an encoder (Devlin et al. 2019,
+    3.1)."""
     source_length: Derived = DERIVED
     """Source tokens in a packed row. None: max_length. A decoder-only model's row has the room of source and target
     together, as far as max_length allows."""
@@ -118,6 +121,8 @@ class DataConfig:
     """Mean number of tokens in a hidden span."""
     fim_rate: float = 0.5
     """Share of chunks whose middle comes last, of fill-in-the-middle."""
+    mask_rate: float = 0.15
+    """Share of tokens that masked-lm asks for: of those 80 % are masked, 10 % are another token, 10 % stay."""
     chat_template: str = ""
     """What stands around the turns of conversations: a file with a Jinja template, or its text. Nothing given: that of
     the folder that a run starts from, or <|im_start|>ROLE, what is said, and <|im_end|>."""
@@ -132,7 +137,7 @@ class DataConfig:
         at_least(self, 1, "source_length", "target_length", "mean_span")
         at_least(self, 16, "tokenizer_size")
         at_most(self, 2_000_000, "tokenizer_size")  # the library takes memory for as many
-        for name in ("validation_fraction", "noise_density"):
+        for name in ("validation_fraction", "noise_density", "mask_rate"):
             if not 0 < getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)} must lie in (0, 1).")
         for name in ("train", "validation"):

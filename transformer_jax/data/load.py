@@ -234,8 +234,17 @@ def load_data(run: RunConfig, tokenizer: Tokenizer | None = None) -> Data:
 
 
 def prompts_of(texts: list[str], config: RunConfig, tokenizer: Tokenizer) -> list[tuple[np.ndarray | None, np.ndarray]]:
-    """For each text (what the encoder reads, what the decoder has seen) when it is to be continued or answered."""
+    """For each text (what the encoder reads, what the decoder has seen) when it is to be continued or answered.
+
+    Raises:
+        InputError: the objective has nothing to say after a prompt.
+    """
     name, special = config.data.objective, config.data.special
+    if not arrangement_of(name, config.model.mode).answers:
+        raise InputError(
+            f"A run with data.objective={name!r} continues and answers no prompts; `transformer-jax evaluate` says how "
+            "good it is."
+        )
     if name == "chat":
         template, prompt = template_of(config, tokenizer), arrangement_of(name, config.model.mode).prompt
         return [prompt(template.prompt([Turn("user", text)]).astype(np.int32), tokenizer) for text in texts]

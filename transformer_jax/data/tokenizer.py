@@ -99,6 +99,12 @@ class Tokenizer:
         """Rows that an embedding table needs: the largest id and one."""
         return max(self.inner.get_vocab(with_added_tokens=True).values()) + 1
 
+    @property
+    def word_ids(self) -> np.ndarray:
+        """int32, the ids of all tokens but the special ones."""
+        special = {number for number, token in self.inner.get_added_tokens_decoder().items() if token.special}
+        return np.array(sorted(set(self.inner.get_vocab(with_added_tokens=True).values()) - special), np.int32)
+
     def encode(self, texts: Sequence[str]) -> list[np.ndarray]:
         """int32 ids of each text, no special tokens added or recognised."""
         return self._encode(texts, False)
