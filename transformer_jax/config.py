@@ -38,7 +38,7 @@ ObjectiveName = Literal[
     "masked-lm",
     "chat",
 ]
-TokenizerName = Literal["bpe", "unigram", "char", "bytes"]
+TokenizerName = Literal["bpe", "unigram", "word", "char", "bytes"]
 BestName = Literal["none", "loss", "accuracy", "exact_match"]
 StrategyName = Literal["jit", "pmap", "mesh"]
 
@@ -98,9 +98,10 @@ class DataConfig:
     """Data that comes with the package or the machine, read when no path is given: dates in many locales (pairs), or
     the Python standard library (plain text)."""
     tokenizer: str = "bpe"
-    """bpe, unigram, char or bytes: trained on the training data. Or the path of a tokenizer.json."""
+    """bpe, unigram, word, char or bytes: trained on the training data. Or the path of a tokenizer.json. word: a token a
+    word, of the most frequent ones, and the others are <unk>."""
     tokenizer_size: int = 8000
-    """Entries of a trained bpe or unigram tokenizer, special tokens included."""
+    """Entries of a trained bpe, unigram or word tokenizer, special tokens included."""
     objective: ObjectiveName = "auto"
     """auto: sequence-to-sequence for pairs; for plain text causal, prefix-lm with a bidirectional prefix, or
     span-corruption with an encoder (Raffel et al. 2020, 3.1.4). ul2: several ways to hide spans or to go on, with the

@@ -239,6 +239,23 @@ def _unigram(texts: Iterable[str], size: int) -> "tk.Tokenizer":
     return inner
 
 
+# letters and digits, or what is neither, with a space in front; and other space. Together they are the text.
+WORD = r" ?\w+| ?[^\w\s]+|\s+(?!\S)|\s+"
+
+
+def _word(texts: Iterable[str], size: int) -> "tk.Tokenizer":
+    """A token a word, of the most frequent of the training data; others are <unk>."""
+    import tokenizers as tk
+
+    inner = tk.Tokenizer(tk.models.WordLevel(unk_token="<unk>"))
+    inner.pre_tokenizer = tk.pre_tokenizers.Split(tk.Regex(WORD), "isolated")
+    inner.decoder = tk.decoders.Fuse()
+    inner.train_from_iterator(
+        texts, tk.trainers.WordLevelTrainer(vocab_size=size, special_tokens=SPECIAL, show_progress=False)
+    )
+    return inner
+
+
 def _char(texts: Iterable[str], size: int) -> "tk.Tokenizer":
     """A token a character, of those that the training data has."""
     import tokenizers as tk
@@ -267,6 +284,7 @@ def _bytes(texts: Iterable[str], size: int) -> "tk.Tokenizer":
 TRAINERS: dict[str, Callable[[Iterable[str], int], "tk.Tokenizer"]] = {
     "bpe": _bpe,
     "unigram": _unigram,
+    "word": _word,
     "char": _char,
     "bytes": _bytes,
 }
