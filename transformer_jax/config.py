@@ -102,6 +102,11 @@ class DataConfig:
     word, of the most frequent ones, and the others are <unk>."""
     tokenizer_size: int = 8000
     """Entries of a trained bpe, unigram or word tokenizer, special tokens included."""
+    bpe_dropout: float = 0.0
+    """Chance of a merge to be passed over, each time it could be made, in the training pairs' texts; for tokenizers
+    with merges (Provilkov et al. 2020). 0 is none; the paper takes 0.1."""
+    bpe_segmentations: int = 8
+    """Segmentations of each text that bpe_dropout makes, which epochs read in turn."""
     objective: ObjectiveName = "auto"
     """auto: sequence-to-sequence for pairs; for plain text causal, prefix-lm with a bidirectional prefix, or
     span-corruption with an encoder (Raffel et al. 2020, 3.1.4). ul2: several ways to hide spans or to go on, with the
@@ -133,9 +138,10 @@ class DataConfig:
 
     def __post_init__(self) -> None:
         check_types(self)
-        if not 0 <= self.fim_rate <= 1:
-            raise ValueError(f"fim_rate={self.fim_rate} must lie in [0, 1].")
-        at_least(self, 1, "source_length", "target_length", "mean_span")
+        for name in ("fim_rate", "bpe_dropout"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name}={getattr(self, name)} must lie in [0, 1].")
+        at_least(self, 1, "source_length", "target_length", "mean_span", "bpe_segmentations")
         at_least(self, 16, "tokenizer_size")
         at_most(self, 2_000_000, "tokenizer_size")  # the library takes memory for as many
         for name in ("validation_fraction", "noise_density", "mask_rate"):

@@ -10,6 +10,7 @@ from transformer_jax.config import ModelConfig, RunConfig, SpecialConfig
 from transformer_jax.data import sources
 from transformer_jax.data.batches import Batches, PackedRows, Rows, StreamRows
 from transformer_jax.data.chat import DEFAULT, ChatExamples, Chats, Template, Turn
+from transformer_jax.data.dropout import segmented
 from transformer_jax.data.examples import Examples, FixedExamples
 from transformer_jax.data.objectives import (
     ARRANGEMENTS,
@@ -121,13 +122,16 @@ def make_rows(name: str, corpus: Corpus, run: RunConfig, tokenizer: Tokenizer) -
     """
     room, report = room_of(run.model, run.data), []
     if isinstance(corpus, Pairs):
-        pieces = Ragged.of(tokenizer.encode(corpus.sources)), Ragged.of(tokenizer.encode(corpus.targets))
-        need = ARRANGEMENTS[run.model.mode].lengths(pieces[0].lengths, pieces[1].lengths)
+        if name == "train" and run.data.bpe_dropout:
+            pairs = segmented(corpus.sources, corpus.targets, tokenizer, run.data, run.seed)
+        else:
+            pairs = FixedExamples(*(Ragged.of(tokenizer.encode(texts)) for texts in (corpus.sources, corpus.targets)))
+        need = ARRANGEMENTS[run.model.mode].lengths(pairs.source_lengths, pairs.target_lengths)
         keep, complaint = _fitting(name, corpus, need, run)
         report += [complaint] if complaint else []
-        size = f"{len(keep):,} pairs, {len(pieces[0].ids) + len(pieces[1].ids):,} tokens"
+        size = f"{len(keep):,} pairs, {pairs.source_lengths.sum() + pairs.target_lengths.sum():,} tokens"
         corpus = Pairs(*([values[i] for i in keep] for values in (corpus.sources, corpus.targets, corpus.places)))
-        examples = FixedExamples(pieces[0].take(keep), pieces[1].take(keep))
+        examples = pairs.take(keep)
     elif isinstance(corpus, Chats):
         corpus, examples, size, report = _chat_examples(name, corpus, run, tokenizer)
     else:

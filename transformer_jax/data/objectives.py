@@ -276,6 +276,10 @@ def objective_name(kind: str, model: ModelConfig, data: DataConfig) -> str:
     name = natural[kind, has_source] if data.objective == "auto" else data.objective
     if {"sequence-to-sequence": "pairs", "chat": "chat"}.get(name, "text") != kind:
         raise InputError(f"data.objective={name!r} does not go with data that is {kind}; leave it at 'auto'.")
+    if data.bpe_dropout and kind != "pairs":
+        raise InputError(
+            f"data.bpe_dropout={data.bpe_dropout} is for pairs; data.objective={name!r} cuts texts by their tokens."
+        )
     needs = arrangement_of(name, model.mode).needs
     if needs and has_source:
         raise InputError(

@@ -1,6 +1,7 @@
 """Text <-> token ids, by the `tokenizers` library: trained on the spot, or read from a `tokenizer.json`."""
 
 import contextlib
+import itertools
 import os
 import re
 import sys
@@ -121,10 +122,21 @@ class Tokenizer:
         """As `encode`, with the special tokens that the tokenizer's own file puts around a text."""
         return self._encode(texts, True)
 
+    def encode_in_words(self, texts: Sequence[str]) -> list[list[tuple[int, ...]]]:
+        """As `encode`, cut into what the model reads one by one: no token comes from two of them."""
+        found = []
+        for encoding in self._encodings(texts, False):
+            ids, ends = encoding.ids, np.flatnonzero(np.diff(np.asarray(encoding.word_ids))) + 1
+            cuts = itertools.pairwise(sorted({0, *ends.tolist(), len(ids)}))
+            found.append([tuple(ids[first:last]) for first, last in cuts])
+        return found
+
     def _encode(self, texts: Sequence[str], special: bool) -> list[np.ndarray]:
+        return [np.asarray(encoding.ids, np.int32) for encoding in self._encodings(texts, special)]
+
+    def _encodings(self, texts: Sequence[str], special: bool) -> "list[tk.Encoding]":
         with _library("the tokenizer cannot encode a text"):
-            encodings = self.inner.encode_batch(list(texts), add_special_tokens=special)
-        return [np.asarray(encoding.ids, np.int32) for encoding in encodings]
+            return self.inner.encode_batch(list(texts), add_special_tokens=special)
 
     def encode_with_sentinels(self, text: str) -> np.ndarray:
         """As `encode`, of one text in which <extra_id_N> stands for itself."""
