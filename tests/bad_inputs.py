@@ -411,6 +411,8 @@ MOVED = [
     Bad("train pairs --data.special.stops 3 99999", "data.special.stops=99999 must be below model.vocab_size"),
     Bad("train pairs --data.objective chat", "data.objective='chat' does not go with data that is pairs"),
     Bad("train pairs --data.fim-rate 2", "fim_rate=2.0 must lie in"),
+    Bad("train pairs --data.bpe-dropout 1.5", "bpe_dropout=1.5 must lie in"),
+    Bad("train pairs --data.bpe-dropout 0.1 --data.bpe-segmentations 0", "bpe_segmentations=0 must be at least 1"),
     Bad("describe dates --examples 0", "examples=0 must be at least 1"),
     Bad("train pairs --data.chat-template missing.jinja", "missing.jinja: no such file"),
     Bad("train pairs --data.special.stops -3", "special.stops=.*must be at least 0"),

@@ -437,3 +437,24 @@ def test_every_objective_trains_and_answers(mode, objective, prompts):
     assert out.count("\nexample ") == 3
     assert out.count("  learned ") >= 3
     assert out.count("  source ") == (3 if mode == "encoder-decoder" else 0)
+
+
+def test_masked_tokens_are_learned_in_place():
+    """Training, evaluation and examples; a prompt is refused, and so is a model that cannot see both sides."""
+    run, words = Path("masked-lm"), "--data.objective masked-lm --model.max-length 48 --steps 6 --eval-every 3"
+    for mode, says in (("decoder-only", "needs --model.prefix-attention"), ("encoder-decoder", "has no source")):
+        assert says in train(run, mode, words, data="text")[2]
+    status, _, err = train(run, "decoder-only", words, "--model.prefix-attention bidirectional", data="text")
+    assert status == 0, err
+    losses = [found[0] for found in lines(run, "train", "loss").values()]
+    assert losses[-1] < losses[0]
+    status, out, err = call("evaluate", run, "--data text.txt")
+    assert (status, err) == (0, "")
+    assert json.loads(out)["tokens"] == pytest.approx(0.15 * len(Path("text.txt").read_text()), rel=0.2)
+    status, out, err = call("generate", run, "--prompt a")
+    assert (status, out) == (2, "")
+    assert "data.objective='masked-lm' continues and answers no prompts" in err
+    status, out, err = call("describe", run, "--examples 3")
+    assert (status, err) == (0, "")
+    assert out.count("  given ") == out.count("  learned ") == 3
+    assert "|<mask>|" in out

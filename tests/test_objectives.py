@@ -12,8 +12,10 @@ from transformer_jax.data.batches import Batches, PackedRows
 from transformer_jax.data.denoising import MODES as WAYS
 from transformer_jax.data.denoising import Denoised, Denoiser, noise_shape, span_corruption, ul2, ul2_denoisers
 from transformer_jax.data.examples import FIM, HOLE, chunk, continuation, fill_in_the_middle, prefix_lm
+from transformer_jax.data.masking import MASK, Masked, masked_lm
 from transformer_jax.data.objectives import (
     ARRANGEMENTS,
+    IN_PLACE,
     TEXT_OBJECTIVES,
     arrangement_of,
     fitting,
@@ -26,7 +28,7 @@ from transformer_jax.data.tokenizer import make_tokenizer, sentinels
 from transformer_jax.errors import InputError
 
 law = settings(derandomize=True, deadline=None, max_examples=100)
-TOKENIZER = make_tokenizer("char", 0, lambda: ["abc"], [*sentinels(90), *WAYS, *FIM])
+TOKENIZER = make_tokenizer("char", 0, lambda: ["abc"], [*sentinels(90), *WAYS, *FIM, MASK])
 MODES = tuple(ARRANGEMENTS)
 
 
@@ -301,11 +303,84 @@ def test_middles_are_as_configured():
     assert np.mean(lengths) == pytest.approx(10, rel=0.05)
 
 
+# --- tokens hidden in place
+
+
+def masked(documents, rate=0.15, seed=0):
+    return Masked(documents, rate, TOKENIZER.id_of(MASK), np.array([5, 6, 7], np.int32), seed)
+
+
+@law
+@given(
+    st.lists(st.integers(1, 60), min_size=1, max_size=5),
+    st.integers(8, 40),
+    st.floats(0.01, 0.99),
+    st.integers(0, 2**32 - 1),
+    st.integers(0, 1000),
+)
+def test_masks_hide_and_tell_in_place(lengths, room, rate, seed, epoch):
+    """What is read where nothing is asked for, and what is predicted elsewhere, are the text; as many tokens are chosen
+    as promised, all of a text is prefix, and texts that share a row are apart."""
+    documents, (model, data) = vocabulary(texts(*lengths)), settings_of("decoder-only", room, mask_rate=rate)
+    examples = masked_lm(documents, fitting("masked-lm", model, data), TOKENIZER, data, seed)
+    rows = PackedRows(examples, IN_PLACE, TOKENIZER, room_of(model, data), True)
+    batch = rows.batch(np.arange(len(rows)), epoch)
+    target, said = batch.target, []
+    np.testing.assert_array_equal(target.prefix, target.segments > 0)
+    for row in range(len(rows)):
+        for number, index in enumerate(rows.members[row], 1):
+            place = target.segments[row] == number
+            ids, labels, weights = (x[row][place] for x in (target.ids, batch.labels, batch.weights))
+            assert (ids[0], ids[-1], weights[0], weights[-1]) == (TOKENIZER.bos_id, TOKENIZER.eos_id, 0, 0)
+            assert target.positions[row][place].tolist() == list(range(len(ids)))
+            assert weights.sum() == min(max(round((len(ids) - 2) * rate), 1), len(ids) - 2)
+            assert not labels[weights == 0].any()
+            told = np.where(weights > 0, labels, ids)[1:-1].tolist()
+            assert told == examples.chunks[index].tolist()
+            said += told
+    assert sorted(said) == documents.ids.tolist()
+
+
+def test_masks_are_those_of_the_paper():
+    """Over 10,000 texts, to 1 %: 15 % of the tokens are chosen, 80 % of those masked, 10 % another, 10 % as they were;
+    each token of the vocabulary is as likely, and each place to 4 standard errors."""
+    lengths = np.random.default_rng(0).integers(20, 200, 10_000)
+    documents = vocabulary(texts(*lengths))
+    examples = masked(documents)
+    sources, targets = examples.make(np.arange(10_000), 3)
+    chosen = targets.ids >= 0
+    kinds = sources.ids[chosen] == examples.mask, np.isin(sources.ids[chosen], examples.words)
+    np.testing.assert_array_equal(sources.ids[~chosen], documents.ids[~chosen])
+    assert chosen.mean() == pytest.approx(0.15, rel=0.01)
+    for kind, share in zip((*kinds, sources.ids[chosen] == documents.ids[chosen]), (0.8, 0.1, 0.1), strict=True):
+        assert kind.mean() == pytest.approx(share, rel=0.01)
+    swapped = np.unique(sources.ids[chosen][kinds[1]], return_counts=True)[1]
+    assert np.abs(swapped / swapped.sum() - 1 / 3).max() < 4 * np.sqrt(2 / 9 / swapped.sum())
+    starts = documents.offsets[:-1]
+    assert abs(chosen[starts].mean() - 0.15) < 4 * np.sqrt(0.15 * 0.85 / 10_000)
+
+
+def test_masks_are_their_seed_epoch_and_index():
+    """The same three give the same example, whatever else is made with it; another of any gives another."""
+    documents = Ragged(np.tile(np.arange(200, dtype=np.int32), 4), np.arange(5) * 200)
+    together = masked(documents, seed=9).make(np.array([3, 2, 0]), 5)
+    for row, index in enumerate((3, 2, 0)):
+        for part, alone in zip(together, masked(documents, seed=9).hide(index, 5), strict=True):
+            np.testing.assert_array_equal(part[row], alone)
+    keys = list(itertools.product((0, 1, 2**32 - 1), (0, 1, 7), (0, 1, 3)))
+    seen = {tuple(masked(documents, seed=seed).hide(index, epoch)[1].tolist()) for seed, epoch, index in keys}
+    assert len(seen) == len(keys)
+
+
+def test_a_swapped_token_is_no_special_one():
+    assert TOKENIZER.tokens(TOKENIZER.word_ids) == ["a", "b", "c"]
+
+
 @pytest.mark.parametrize("name", TEXT_OBJECTIVES)
 @pytest.mark.parametrize("hosts", [2, 8])
 def test_examples_do_not_know_the_hosts(name, hosts):
     """What all hosts read of a batch together is the batch."""
-    mode = "decoder-only" if TEXT_OBJECTIVES[name].learned_whole else "encoder-decoder"
+    mode = "decoder-only" if TEXT_OBJECTIVES[name].arrangement else "encoder-decoder"
     model, data = settings_of(mode, 40)
     documents = vocabulary(texts(*range(20, 200, 9)))
     examples = TEXT_OBJECTIVES[name].examples(documents, fitting(name, model, data), TOKENIZER, data, 5)
@@ -360,6 +435,11 @@ def test_the_two_by_two_table(kind, mode, asked, wanted):
         assert objective_name(kind, model.replace(prefix_attention="bidirectional"), data) == "prefix-lm"
 
 
+def test_masks_go_with_a_prefix_that_is_all():
+    model, data = settings_of("decoder-only", 32, objective="masked-lm")
+    assert objective_name("text", model.replace(prefix_attention="bidirectional"), data) == "masked-lm"
+
+
 @pytest.mark.parametrize(
     ("kind", "mode", "asked", "prefix", "named"),
     [
@@ -370,6 +450,9 @@ def test_the_two_by_two_table(kind, mode, asked, wanted):
         ("text", "decoder-only", "causal", "bidirectional", "prefix_attention='bidirectional'.*causal"),
         ("text", "encoder-decoder", "fill-in-the-middle", "causal", "'fill-in-the-middle' has no source"),
         ("text", "decoder-only", "fill-in-the-middle", "bidirectional", "has none"),
+        ("pairs", "decoder-only", "masked-lm", "bidirectional", "data.objective='masked-lm'.*pairs"),
+        ("text", "decoder-only", "masked-lm", "causal", "'masked-lm' needs --model.prefix-attention bidirectional"),
+        ("text", "encoder-decoder", "masked-lm", "causal", "'masked-lm' has no source.*--model.mode decoder-only"),
     ],
 )
 def test_objectives_that_make_no_sense(kind, mode, asked, prefix, named):

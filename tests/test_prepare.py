@@ -15,13 +15,15 @@ import pytest
 from transformer_jax import folders
 from transformer_jax.cli import run_command
 from transformer_jax.config import DataConfig, ModelConfig, RunConfig
+from transformer_jax.data import prepare as making
 from transformer_jax.data.load import load_data
 from transformer_jax.data.prepared import PAPER, Prepared, read_prepared
 from transformer_jax.data.sources import read
 from transformer_jax.data.tokenizer import load_tokenizer
 from transformer_jax.errors import InputError
 
-WORDS = "the cat saw a small dog and the dog ran over two old bridges; nobody knew why it did so.".split()
+WORDS = ["the", "cat", "saw", "a", "small", "dog", "and", "ran", "over", "two", "old", "bridges;", "nobody", "knew."]
+BLOCK, SHARD = 5_000, 10_000  # letters that are encoded at a time, tokens in a shard
 
 
 def sentence(rng):
@@ -53,10 +55,13 @@ def contents(folder):
 @pytest.fixture(scope="module")
 def texts(tmp_path_factory):
     """(the file, the folder that was made of it)."""
+    patch = pytest.MonkeyPatch()
+    patch.setattr(making, "BLOCK", BLOCK)
     folder = tmp_path_factory.mktemp("texts")
-    path = write_texts(folder / "a.jsonl", 40_000)
-    assert prepare(folder / "made", path, tokenizer_size=300, shard_tokens=200_000, workers=1) == 0
-    return path, folder / "made"
+    path = write_texts(folder / "a.jsonl", 3000)
+    assert prepare(folder / "made", path, tokenizer_size=300, shard_tokens=SHARD, workers=1) == 0
+    yield path, folder / "made"
+    patch.undo()
 
 
 def test_the_tokens_are_those_of_the_text(texts):
@@ -72,15 +77,16 @@ def test_the_tokens_are_those_of_the_text(texts):
 
 def test_any_number_of_processes_writes_the_same(texts, tmp_path):
     path, folder = texts
-    assert prepare(tmp_path / "made", path, tokenizer_size=300, shard_tokens=200_000, workers=3) == 0
+    assert prepare(tmp_path / "made", path, tokenizer_size=300, shard_tokens=SHARD, workers=3) == 0
     assert contents(tmp_path / "made") == contents(folder)
 
 
-def test_one_long_text_goes_on_over_shards(tmp_path):
+def test_one_long_text_goes_on_over_shards(tmp_path, monkeypatch):
+    monkeypatch.setattr(making, "BLOCK", BLOCK)
     rng = np.random.default_rng(2)
-    text = "".join(sentence(rng) + "\n" for _ in range(60_000))
+    text = "".join(sentence(rng) + "\n" for _ in range(3000))
     (tmp_path / "a.txt").write_text(text, "utf-8")
-    assert prepare(tmp_path / "made", tmp_path / "a.txt", tokenizer="bytes", shard_tokens=10**6) == 0
+    assert prepare(tmp_path / "made", tmp_path / "a.txt", tokenizer="bytes", shard_tokens=50_000) == 0
     prepared = read_prepared(tmp_path / "made")
     assert len(prepared) == 1
     assert len(list((tmp_path / "made").glob("*.tokens"))) > 3
@@ -95,14 +101,14 @@ KILLER = """
 import os, signal, sys
 from transformer_jax import folders
 from transformer_jax.data import prepare
-left = int(sys.argv.pop(1))
+left = int(os.environ["LEFT"])
 write, at = folders.write_whole, [0]
 def dying(*args):
     at[0] += 1
     if at[0] == left:
         os.kill(os.getpid(), signal.SIGKILL)
     write(*args)
-prepare.write_whole = dying
+prepare.write_whole, prepare.BLOCK = dying, 5000
 from transformer_jax.cli import main
 if __name__ == "__main__":
     main()
@@ -113,20 +119,19 @@ def test_killed_and_started_again_it_writes_the_same(texts, tmp_path):
     """Before each of the papers that it writes: a shard may be there that no paper knows yet."""
     path, folder = texts
     (tmp_path / "killer.py").write_text(KILLER)
-    flags = ["--data", str(path), "--tokenizer-size", "300", "--shard-tokens", "200000", "--workers", "2"]
+    flags = ["--data", str(path), "--tokenizer-size", "300", "--shard-tokens", "10000", "--workers", "2"]
     made, kills = tmp_path / "made", 0
     for left in (1, 2, 3, 2, 1, 4):
-        command = [sys.executable, str(tmp_path / "killer.py"), str(left), "prepare", str(made), *flags]
-        kills += subprocess.run(command, capture_output=True, check=False).returncode == -signal.SIGKILL
-    assert kills >= 5
-    assert prepare(made, path, tokenizer_size=300, shard_tokens=200_000, workers=1) == 0
+        command = [sys.executable, str(tmp_path / "killer.py"), "prepare", str(made), *flags]
+        done = subprocess.run(command, capture_output=True, check=False, env=os.environ | {"LEFT": str(left)})
+        kills += done.returncode == -signal.SIGKILL
+    assert kills >= 5, done.stderr[-2000:]
+    assert prepare(made, path, tokenizer_size=300, shard_tokens=SHARD, workers=1) == 0
     assert contents(made) == contents(folder)
 
 
 def test_its_processes_end_with_it(texts, tmp_path):
     path, _ = texts
-    command = [sys.executable, "-m", "transformer_jax.cli_process"]
-    del command
     code = "from transformer_jax.cli import main; main()"
     arguments = ["prepare", str(tmp_path / "made"), "--data", str(path), "--workers", "2"]
     process = subprocess.Popen([sys.executable, "-c", code, *arguments], stderr=subprocess.DEVNULL)
@@ -153,16 +158,16 @@ def test_its_processes_end_with_it(texts, tmp_path):
 def test_a_finished_folder_stays_as_it_is(texts, capsys):
     path, folder = texts
     before = contents(folder)
-    assert prepare(folder, path, tokenizer_size=300, shard_tokens=200_000) == 0
-    assert "40,000 text" in capsys.readouterr().err
+    assert prepare(folder, path, tokenizer_size=300, shard_tokens=SHARD) == 0
+    assert "3,000 text" in capsys.readouterr().err
     assert contents(folder) == before
 
 
 @pytest.mark.parametrize(
     ("flags", "says"),
     [
-        (dict(tokenizer_size=301, shard_tokens=200_000), "--tokenizer and --tokenizer-size was"),
-        (dict(tokenizer_size=300, shard_tokens=200_001), "--shard-tokens was 200000 there and is 200001 here"),
+        (dict(tokenizer_size=301, shard_tokens=SHARD), "--tokenizer and --tokenizer-size was"),
+        (dict(tokenizer_size=300, shard_tokens=SHARD + 1), "--shard-tokens was 10000 there and is 10001 here"),
     ],
 )
 def test_another_preparation_is_refused(flags, says, texts, capsys):
@@ -203,7 +208,7 @@ def test_damage_is_found(spoil, says, name, copied, texts, capsys):
     spoil(copied / name)
     with pytest.raises(InputError, match=f"{name} .*{says}"):
         read((str(copied),))
-    assert prepare(copied, texts[0], tokenizer_size=300, shard_tokens=200_000) == 2
+    assert prepare(copied, texts[0], tokenizer_size=300, shard_tokens=SHARD) == 2
     assert name in capsys.readouterr().err
 
 
@@ -231,16 +236,16 @@ def test_what_is_not_finished_is_refused_and_finished(copied, texts, capsys):
     unfinish(copied)
     with pytest.raises(InputError, match="not prepared to its end"):
         read((str(copied),))
-    assert prepare(copied, texts[0], tokenizer_size=300, shard_tokens=200_000) == 0
+    assert prepare(copied, texts[0], tokenizer_size=300, shard_tokens=SHARD) == 0
     assert contents(copied) == contents(texts[1])
 
 
 def test_text_that_has_changed_meanwhile_is_refused(copied, texts, tmp_path, monkeypatch, capsys):
     unfinish(copied)
-    other = write_texts(tmp_path / "a.jsonl", 40_000, seed=9)
+    other = write_texts(tmp_path / "a.jsonl", 3000, seed=9)
     paper = json.loads((copied / PAPER).read_text())
     (copied / PAPER).write_text(json.dumps(paper | {"data": [str(other)]}))
-    assert prepare(copied, other, tokenizer_size=300, shard_tokens=200_000) == 2
+    assert prepare(copied, other, tokenizer_size=300, shard_tokens=SHARD) == 2
     assert "has other text than the shards" in capsys.readouterr().err
 
 
@@ -279,7 +284,7 @@ def test_a_run_reads_what_it_would_read_of_the_text(mode, objective, texts):
     theirs = load_data(run_of(mode, str(folder / "tokenizer.json"), path, **held_out))
     assert ours.config.data.tokenizer == str(folder / "tokenizer.json")
     assert ours.report == theirs.report
-    for step in (0, 1, 200):
+    for step in (0, 1, 60):
         one, other = ours.batches().draw(step), theirs.batches().draw(step)
         assert one.sha == other.sha
         np.testing.assert_array_equal(one.batch.target.ids, other.batch.target.ids)
@@ -320,7 +325,7 @@ def test_another_tokenizer_is_refused(texts, tmp_path):
 
 
 def test_evaluate_wants_the_text(texts, tmp_path, capsys):
-    path, folder = texts
+    _, folder = texts
     small = ["--model.d-model=8", "--model.num-heads=2", "--model.num-layers=1", "--model.max-length=32"]
     flags = ["--data.train", str(folder), "--workdir", str(tmp_path / "run"), "--steps=2", "--batch-size=2", *small]
     assert run_command(["train", "text", *flags, "--eval-rows=4", "--max-new-tokens=4"]) == 0

@@ -26,6 +26,8 @@ TEXTS = [
     "Zwei junge weiße Männer sind im Freien in der Nähe vieler Büsche.",
     "a cat sat on the mat, and the other cat sat on the first cat",
     "日本語の文章 2020年4月2日 👋",
+    "cat",
+    "the cat",
 ] * 5
 SPELLED = " ".join([*SPECIAL, "<extra_id_0>", "<extra_id_12>", *SPECIAL])
 MADE = {kind: make_tokenizer(kind, 300, lambda: TEXTS, sentinels(3)) for kind in KINDS}
@@ -91,6 +93,37 @@ def test_a_new_character_is_unknown():
     assert MADE["char"].decode(ids) == "aa"
 
 
+WORDS = make_tokenizer("word", 300, lambda: [" the cat sat_on 2 mats, …!\n\n\tthe  cat\u3000日本 ,,, "] * 2)
+
+
+@law
+@given(st.text(max_size=40))
+@example(" two  spaces,\ttabs\n\nand line ends \r\n")
+@example(SPELLED)
+def test_words_put_together_are_the_text(text):
+    """However it is cut: no letter is lost or in two words, and a word is space or has one only in front."""
+    words = [word for word, _ in WORDS.inner.pre_tokenizer.pre_tokenize_str(text)]
+    assert "".join(words) == text
+    assert all(word.isspace() or not set(" \t\n\r") & set(word[1:]) for word in words)
+
+
+def test_a_word_is_a_token():
+    """With the space in front of it; a new one is unknown, and stays away from the text."""
+    ids = encode(WORDS, " the cat sat_on 2 mats, …!")
+    assert WORDS.tokens(ids) == [" the", " cat", " sat_on", " 2", " mats", ",", " …!"]
+    assert WORDS.decode(ids) == " the cat sat_on 2 mats, …!"
+    ids = encode(WORDS, "the dog, the  cat\n\n\tthe")
+    assert WORDS.tokens(ids) == ["the", "<unk>", ",", " the", " ", " cat", "\n\n", "\t", "the"]
+    assert WORDS.decode(ids) == "the, the  cat\n\n\tthe"
+
+
+def test_the_most_frequent_words_are_kept():
+    texts = ["a b a c a b d", "a b", "a d"] * 3
+    small = make_tokenizer("word", len(SPECIAL) + 3, lambda: texts)
+    assert small.size == len(SPECIAL) + 3
+    assert set(small.tokens(small.word_ids)) == {" b", " a", "a"}
+
+
 @every_kind
 def test_the_training_text_comes_back(kind):
     for text in TEXTS:
@@ -99,7 +132,7 @@ def test_the_training_text_comes_back(kind):
 
 @every_kind
 def test_several_texts_are_encoded_one_by_one(kind):
-    texts = [*TEXTS[:4], "", "a"]
+    texts = [*TEXTS[:6], "", "a"]
     for ids, text in zip(MADE[kind].encode(texts), texts, strict=True):
         np.testing.assert_array_equal(ids, encode(MADE[kind], text))
     assert len(encode(MADE[kind], "")) == 0
@@ -162,7 +195,7 @@ def test_size_covers_all_ids(kind):
     used = np.concatenate([*tokenizer.encode([*TEXTS, SPELLED]), tokenizer.sentinel_ids])
     assert used.min() >= 0
     assert used.max() < tokenizer.size
-    if kind in ("bpe", "unigram"):
+    if kind in ("bpe", "unigram", "word"):
         assert tokenizer.size <= 300 + 3
 
 
@@ -189,7 +222,7 @@ def test_a_saved_tokenizer_saves_as_the_same_text(kind, tmp_path):
 
 
 # not unigram: the library orders pieces of equal score by chance, so a run keeps the tokenizer that it was trained with
-@pytest.mark.parametrize("kind", ["bpe", "char", "bytes"])
+@pytest.mark.parametrize("kind", ["bpe", "word", "char", "bytes"])
 def test_training_again_gives_the_same_tokenizer(kind):
     assert make_tokenizer(kind, 300, lambda: TEXTS, sentinels(3)).to_json() == MADE[kind].to_json()
 
@@ -214,7 +247,7 @@ def test_published_names_play_their_roles(tmp_path):
 
 
 def test_an_unknown_kind_gets_the_nearest():
-    with pytest.raises(InputError, match=r"data.tokenizer='unigramm' .*bpe, unigram, char, bytes.*'unigram'"):
+    with pytest.raises(InputError, match=r"data.tokenizer='unigramm' .*bpe, unigram, word, char, bytes.*'unigram'"):
         make_tokenizer("unigramm", 100, lambda: TEXTS)
 
 

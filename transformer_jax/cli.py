@@ -145,14 +145,14 @@ def command_evaluate(arguments: list[str]) -> int:
 
     prepare()
     paths = tuple(map(str, args.data))
-    corpus, run = read(paths), load_run(args.run, args.checkpoint)
+    run = load_run(args.run, args.checkpoint)
+    corpus = check_kind(run, read(paths))
     if args.int8_weights:
         run = in_int8(run)
     check_output(args.output, "--output", *files_of(paths), *papers(args.run))
     if args.score:
         from transformer_jax.scoring import score_corpus
 
-        corpus = check_kind(run, corpus)
         batch_size = args.batch_size or run.config.batch_size
         for log_prob in score_corpus(run.model, run.params, corpus, run.config, run.tokenizer, batch_size):
             print(f"{log_prob:.6f}")

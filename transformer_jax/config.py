@@ -35,9 +35,10 @@ ObjectiveName = Literal[
     "prefix-lm",
     "continuation",
     "fill-in-the-middle",
+    "masked-lm",
     "chat",
 ]
-TokenizerName = Literal["bpe", "unigram", "char", "bytes"]
+TokenizerName = Literal["bpe", "unigram", "word", "char", "bytes"]
 BestName = Literal["none", "loss", "accuracy", "exact_match"]
 StrategyName = Literal["jit", "pmap", "mesh"]
 
@@ -97,14 +98,22 @@ class DataConfig:
     """Data that comes with the package or the machine, read when no path is given: dates in many locales (pairs), or
     the Python standard library (plain text)."""
     tokenizer: str = "bpe"
-    """bpe, unigram, char or bytes: trained on the training data. Or the path of a tokenizer.json."""
+    """bpe, unigram, word, char or bytes: trained on the training data. Or the path of a tokenizer.json. word: a token a
+    word, of the most frequent ones, and the others are <unk>."""
     tokenizer_size: int = 8000
-    """Entries of a trained bpe or unigram tokenizer, special tokens included."""
+    """Entries of a trained bpe, unigram or word tokenizer, special tokens included."""
+    bpe_dropout: float = 0.0
+    """Chance of a merge to be passed over, each time it could be made, in the training pairs' texts; for tokenizers
+    with merges (Provilkov et al. 2020). 0 is none; the paper takes 0.1."""
+    bpe_segmentations: int = 8
+    """Segmentations of each text that bpe_dropout makes, which epochs read in turn."""
     objective: ObjectiveName = "auto"
     """auto: sequence-to-sequence for pairs; for plain text causal, prefix-lm with a bidirectional prefix, or
     span-corruption with an encoder (Raffel et al. 2020, 3.1.4). ul2: several ways to hide spans or to go on, with the
     way in front (Tay et al. 2022). prefix-lm: a text from a place that is drawn; continuation: from its middle.
-    fill-in-the-middle: causal, where the middle of some texts comes last (Bavarian et al. 2022)."""
+    fill-in-the-middle: causal, where the middle of some texts comes last (Bavarian et al. 2022). masked-lm: the tokens
+    that were where masks are, for a decoder with a bidirectional prefix, which is then an encoder (Devlin et al. 2019,
+    3.1)."""
     source_length: Derived = DERIVED
     """Source tokens in a packed row. None: max_length. A decoder-only model's row has the room of source and target
     together, as far as max_length allows."""
@@ -118,6 +127,8 @@ class DataConfig:
     """Mean number of tokens in a hidden span."""
     fim_rate: float = 0.5
     """Share of chunks whose middle comes last, of fill-in-the-middle."""
+    mask_rate: float = 0.15
+    """Share of tokens that masked-lm asks for: of those 80 % are masked, 10 % are another token, 10 % stay."""
     chat_template: str = ""
     """What stands around the turns of conversations: a file with a Jinja template, or its text. Nothing given: that of
     the folder that a run starts from, or <|im_start|>ROLE, what is said, and <|im_end|>."""
@@ -127,12 +138,13 @@ class DataConfig:
 
     def __post_init__(self) -> None:
         check_types(self)
-        if not 0 <= self.fim_rate <= 1:
-            raise ValueError(f"fim_rate={self.fim_rate} must lie in [0, 1].")
-        at_least(self, 1, "source_length", "target_length", "mean_span")
+        for name in ("fim_rate", "bpe_dropout"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name}={getattr(self, name)} must lie in [0, 1].")
+        at_least(self, 1, "source_length", "target_length", "mean_span", "bpe_segmentations")
         at_least(self, 16, "tokenizer_size")
         at_most(self, 2_000_000, "tokenizer_size")  # the library takes memory for as many
-        for name in ("validation_fraction", "noise_density"):
+        for name in ("validation_fraction", "noise_density", "mask_rate"):
             if not 0 < getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)} must lie in (0, 1).")
         for name in ("train", "validation"):

@@ -294,6 +294,6 @@ class Loop:
                 f"For comparison, a rule of five lines: exact match {score:.1%} on all {len(held_out):,} unseen "
                 "examples."
             )
-        self.terminal.say(
-            f"Done. Everything is in {self.trainer.folder}: loss.png, samples.txt, metrics.jsonl, checkpoints."
-        )
+        folder = self.trainer.folder
+        samples = "samples.txt, " if (folder / "samples.txt").exists() else ""
+        self.terminal.say(f"Done. Everything is in {folder}: loss.png, {samples}metrics.jsonl, checkpoints.")

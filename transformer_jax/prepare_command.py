@@ -3,13 +3,13 @@
 import dataclasses
 import os
 import time
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Annotated, Any
 
 import tyro
 
 from transformer_jax.config_checks import at_least, at_most
-from transformer_jax.data.prepared import PARTS
 from transformer_jax.errors import BusyError, InputError, StorageError
 from transformer_jax.flags import parse
 
@@ -100,6 +100,12 @@ def command_prepare(arguments: list[str]) -> int:
     except KeyboardInterrupt:
         bar.terminal.say(f"{folder}: stopped; the shards that are whole are kept, and the same command goes on.")
         return 75
+    except BrokenProcessPool:
+        bar.terminal.say(
+            f"{folder}: a process that encodes was ended, perhaps for want of memory; the shards that are whole are "
+            "kept, and the same command goes on, with --workers 1 in the least memory."
+        )
+        return 75
     except OSError as error:
         raise StorageError(
             f"{folder}: cannot be written ({error.strerror or error}). The same command goes on behind the last shard."
@@ -118,12 +124,9 @@ def _make(folder: Path) -> None:
 
 def summary(folder: Path, paper: dict[str, Any]) -> str:
     """What a folder holds, as one line."""
-    width, counts = int(paper["dtype"][-1]), {"tokens": 0, "ends": 0}
-    for shard in paper["shards"]:
-        for name, about in shard["files"].items():
-            counts[name.rpartition(".")[2]] += about["bytes"]
-    documents = counts["ends"] // 8 // len(PARTS[paper["kind"]])
+    shards = paper["shards"]
+    size = sum(about["bytes"] for shard in shards for about in shard["files"].values())
     return (
-        f"{folder}: {documents:,} {paper['kind']}, {counts['tokens'] // width:,} tokens in {len(paper['shards'])} "
-        f"shards of {counts['tokens'] / 1e6:,.1f} MB, each file with its checksum. --data.train {folder} reads it."
+        f"{folder}: {paper['documents']:,} {paper['kind']}, {paper['tokens']:,} tokens in {len(shards)} shards of "
+        f"{size / 1e6:,.1f} MB in all, each file with its checksum. --data.train {folder} reads it."
     )

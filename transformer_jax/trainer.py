@@ -18,6 +18,7 @@ from transformer_jax.data.batches import Drawn, in_order
 from transformer_jax.data.chat import Chats
 from transformer_jax.data.corpora import Pairs
 from transformer_jax.data.load import Data
+from transformer_jax.data.objectives import arrangement_of
 from transformer_jax.diagnose import make_diagnosis
 from transformer_jax.errors import InputError
 from transformer_jax.evaluate import answer, exact_match, make_evaluator
@@ -147,6 +148,8 @@ class Trainer:
 
     def _sample(self, step: int, params: Any, pause: Callable[[], None]) -> dict[str, Any]:
         run, held_out = self.config, self.data.held_out
+        if not arrangement_of(run.data.objective, run.model.mode).answers:
+            return {}
         params = self.partitioner.for_decoding(params)
 
         def respond(texts: list[str], **options: Any) -> list[str]:

@@ -23,6 +23,7 @@ from transformer_jax.data.batches import PackedRows
 from transformer_jax.data.corpora import Pairs
 from transformer_jax.data.examples import generator
 from transformer_jax.data.load import load_data
+from transformer_jax.data.ragged import Ragged
 from transformer_jax.errors import InputError
 from transformer_jax.pace import tokens_of
 from transformer_jax.partition import Partitioner
@@ -62,12 +63,10 @@ class Padded(NamedTuple):
 
 def padded(rows: PackedRows, pairs: np.ndarray) -> Padded:
     """The pairs of these numbers, padded to their longest."""
-    source, target, given, _ = rows.arrangement.arrange(*rows.examples.make(pairs, 0), rows.tokenizer)
-    whole = [target[index] for index in range(len(target))]
-    read, labels = [ids[:-1] for ids in whole], [ids[1:].copy() for ids in whole]
-    for ids, known in zip(labels, given, strict=True):  # what is given is not learned
-        ids[: known - 1] = peers.PADDING
-    sides = [*([] if source is None else [[source[index] for index in range(len(source))]]), read, labels]
+    source, read, predicted, learned, _ = rows.arrangement.arrange(*rows.examples.make(pairs, 0), rows.tokenizer)
+    labels = Ragged(np.where(learned.ids, predicted.ids, peers.PADDING), predicted.offsets)
+    parts = [part for part in (source, read, labels) if part is not None]
+    sides = [[part[index] for index in range(len(part))] for part in parts]
     tokens = sum(len(ids) for side in sides[:-1] for ids in side)
     return Padded([_filled(side) for side in sides], tokens)
 

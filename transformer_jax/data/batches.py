@@ -65,8 +65,9 @@ def pack(lengths: np.ndarray, room: Room) -> np.ndarray:
     return rows
 
 
-def spread(parts: Ragged, rows: np.ndarray, count: int, length: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(ids, segments, positions), int32[count, length] each: sequences side by side in their rows.
+def spread(rows: np.ndarray, count: int, length: int, parts: Ragged, *others: Ragged) -> np.ndarray:
+    """ids, segments, positions and the ids of the others, int32[count, length] each: sequences side by side in their
+    rows, those of the others at the same places.
 
     `rows` is the row of each sequence, in ascending order.
     """
@@ -75,11 +76,12 @@ def spread(parts: Ragged, rows: np.ndarray, count: int, length: int) -> tuple[np
     first = np.searchsorted(rows, rows)  # the first sequence of the same row
     starts = ends - lengths - (ends - lengths)[first]
     where = ranges(rows * length + starts, lengths)
-    ids, segments, positions = np.zeros((3, count * length), np.int32)
-    ids[where] = parts.ids
-    segments[where] = np.repeat(np.arange(len(rows)) - first + 1, lengths)
-    positions[where] = ranges(np.zeros(len(rows), np.int64), lengths)
-    return ids.reshape(count, length), segments.reshape(count, length), positions.reshape(count, length)
+    segments = np.repeat(np.arange(len(rows)) - first + 1, lengths)
+    positions = ranges(np.zeros(len(rows), np.int64), lengths)
+    found = np.zeros((3 + len(others), count * length), np.int32)
+    for array, values in zip(found, (parts.ids, segments, positions, *(part.ids for part in others)), strict=True):
+        array[where] = values
+    return found.reshape(-1, count, length)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -117,24 +119,15 @@ class PackedRows:
         members = self.members.take(rows[present])
         row_of = np.repeat(present, members.lengths)
         made = self.examples.make(members.ids, epoch)
-        source, target, given, learned = self.arrangement.arrange(*made, self.tokenizer)
-        # all but the last token is read, all but the first is predicted
-        lengths = target.lengths - 1
-        offsets = np.concatenate([[0], np.cumsum(lengths)])
-        read = Ragged(target.ids[ranges(target.offsets[:-1], lengths)], offsets)
-        predicted = Ragged(target.ids[ranges(target.offsets[:-1] + 1, lengths)], offsets)
-        ids, segments, positions = spread(read, row_of, len(rows), self.room.target)
-        labels = spread(predicted, row_of, len(rows), self.room.target)[0]
-        given_BT = np.zeros((len(rows), self.room.target), np.int64)
-        given_BT[segments > 0] = np.repeat(given, lengths)
-        if learned is None:
-            weights = ((segments > 0) & (positions >= given_BT - 1)).astype(np.float32)
-        else:
-            predicted = Ragged(learned.ids[ranges(target.offsets[:-1] + 1, lengths)], offsets)
-            weights = spread(predicted, row_of, len(rows), self.room.target)[0].astype(np.float32)
-        prefix = (segments > 0) & (positions < given_BT) if self.bidirectional else None
-        encoder = Tokens(*spread(source, row_of, len(rows), self.room.source)) if source is not None else None
-        return Batch(Tokens(ids, segments, positions, prefix), labels, weights, encoder)
+        source, read, predicted, learned, given = self.arrangement.arrange(*made, self.tokenizer)
+        ids, segments, positions, labels, weights = spread(
+            row_of, len(rows), self.room.target, read, predicted, learned
+        )
+        prefix = segments > 0 if self.bidirectional else None
+        if prefix is not None:
+            prefix[prefix] = positions[prefix] < np.repeat(given, read.lengths)
+        encoder = None if source is None else Tokens(*spread(row_of, len(rows), self.room.source, source))
+        return Batch(Tokens(ids, segments, positions, prefix), labels, weights.astype(np.float32), encoder)
 
 
 @dataclasses.dataclass(frozen=True)

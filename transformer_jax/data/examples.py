@@ -54,6 +54,31 @@ class FixedExamples:
 
 
 @dataclasses.dataclass(frozen=True)
+class SegmentedExamples:
+    """Pairs in `count` segmentations: segmentation s of n pairs' i-th is at s n + i. In epoch e it is (e + i) modulo
+    `count` that is read, and the room that is kept is that of the longest."""
+
+    sources: Ragged
+    targets: Ragged
+    count: int
+
+    @property
+    def source_lengths(self) -> np.ndarray:
+        return self.sources.lengths.reshape(self.count, -1).max(0)
+
+    @property
+    def target_lengths(self) -> np.ndarray:
+        return self.targets.lengths.reshape(self.count, -1).max(0)
+
+    def _places(self, segmentations: np.ndarray, indices: np.ndarray) -> np.ndarray:
+        return (segmentations * (len(self.sources) // self.count) + indices).ravel()
+
+    def make(self, indices: np.ndarray, epoch: int) -> tuple[Ragged, Ragged]:
+        places = self._places((epoch + indices) % self.count, indices)
+        return self.sources.take(places), self.targets.take(places)
+
+
+@dataclasses.dataclass(frozen=True)
 class Selected:
     """Some of other examples."""
 

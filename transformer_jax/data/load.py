@@ -11,6 +11,7 @@ from transformer_jax.data import sources
 from transformer_jax.data.batches import Batches, PackedRows, Rows, StreamRows
 from transformer_jax.data.chat import DEFAULT, ChatExamples, Chats, Template, Turn
 from transformer_jax.data.corpora import Pairs, Texts
+from transformer_jax.data.dropout import segmented
 from transformer_jax.data.examples import Examples, FixedExamples, selected
 from transformer_jax.data.objectives import (
     ARRANGEMENTS,
@@ -117,16 +118,21 @@ def _pair_examples(
     name: str, corpus: Pairs | Prepared, run: RunConfig, tokenizer: Tokenizer
 ) -> tuple[Pairs, Examples, str, list[str]]:
     """As `_chat_examples`, of pairs."""
-    sources, targets = corpus.tokens(tokenizer)
-    need = ARRANGEMENTS[run.model.mode].lengths(sources.lengths, targets.lengths)
-    keep, complaint = _fitting(name, corpus, need, run)
-    size = f"{len(keep):,} pairs, {sources.size + targets.size:,} tokens"
+    if name == "train" and run.data.bpe_dropout:
+        if isinstance(corpus, Prepared):
+            raise InputError(f"data.bpe_dropout: {corpus.folder} holds tokens already; give the text itself.")
+        pairs: Examples = segmented(corpus.sources, corpus.targets, tokenizer, run.data, run.seed)
+    else:
+        pairs = FixedExamples(*corpus.tokens(tokenizer))
+    lengths = pairs.source_lengths, pairs.target_lengths
+    keep, complaint = _fitting(name, corpus, ARRANGEMENTS[run.model.mode].lengths(*lengths), run)
+    size = f"{len(keep):,} pairs, {sum(map(np.sum, lengths)):,} tokens"
     if isinstance(corpus, Pairs):
         shown = corpus.chosen(keep)
     else:
         said = corpus.said(tokenizer, keep)
         shown = Pairs(said[0], said[1], [corpus.place(int(i)) for i in keep[: len(said[0])]])
-    return shown, selected(FixedExamples(sources, targets), keep), size, [complaint] if complaint else []
+    return shown, selected(pairs, keep), size, [complaint] if complaint else []
 
 
 def make_rows(name: str, corpus: Source, run: RunConfig, tokenizer: Tokenizer) -> tuple[Rows, Corpus, list[str]]:
@@ -252,8 +258,17 @@ def load_data(run: RunConfig, tokenizer: Tokenizer | None = None) -> Data:
 
 
 def prompts_of(texts: list[str], config: RunConfig, tokenizer: Tokenizer) -> list[tuple[np.ndarray | None, np.ndarray]]:
-    """For each text (what the encoder reads, what the decoder has seen) when it is to be continued or answered."""
+    """For each text (what the encoder reads, what the decoder has seen) when it is to be continued or answered.
+
+    Raises:
+        InputError: the objective has nothing to say after a prompt.
+    """
     name, special = config.data.objective, config.data.special
+    if not arrangement_of(name, config.model.mode).answers:
+        raise InputError(
+            f"A run with data.objective={name!r} continues and answers no prompts; `transformer-jax evaluate` says how "
+            "good it is."
+        )
     if name == "chat":
         template, prompt = template_of(config, tokenizer), arrangement_of(name, config.model.mode).prompt
         return [prompt(template.prompt([Turn("user", text)]).astype(np.int32), tokenizer) for text in texts]

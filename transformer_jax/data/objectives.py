@@ -8,6 +8,7 @@
     text    continuation           the first half of a chunk -> the second
     text    fill-in-the-middle     no source: chunks whose middle may come last (Bavarian et al. 2022)
     text    causal                 no source: each token from those before it
+    text    masked-lm              no source: the tokens that were where masks are (Devlin et al. 2019, 3.1)
 
 How source and target meet the model is the other half of the 2 x 2 table: an encoder-decoder keeps them apart, a
 decoder-only model reads them joined in one sequence, with loss on the target. Both halves are rows in tables here.
@@ -15,7 +16,7 @@ decoder-only model reads them joined in one sequence, with loss on the target. B
 
 import dataclasses
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 
@@ -40,7 +41,8 @@ from transformer_jax.data.examples import (
     fim_ids,
     prefix_lm,
 )
-from transformer_jax.data.ragged import Ragged, chain
+from transformer_jax.data.masking import MASK, NOTHING, masked_lm
+from transformer_jax.data.ragged import Ragged, chain, ranges
 from transformer_jax.data.tokenizer import SENTINEL, Tokenizer, sentinels
 from transformer_jax.errors import InputError
 
@@ -50,15 +52,17 @@ class Arranged(NamedTuple):
 
     Attributes:
         source: what the encoder reads, None without one.
-        target: what the decoder reads and, one token on, predicts.
-        given: the number of a target's first tokens that are given and not learned.
-        learned: of each of a target's tokens, whether it is learned, where that is not all that is not given.
+        read: what the decoder reads.
+        predicted: the token to predict at each place of that.
+        learned: 1 at the places where it is learned, else 0.
+        given: the number of first tokens of what the decoder reads that were given, and can all see each other.
     """
 
     source: Ragged | None
-    target: Ragged
+    read: Ragged
+    predicted: Ragged
+    learned: Ragged
     given: np.ndarray
-    learned: Ragged | None = None
 
 
 class Room(NamedTuple):
@@ -77,12 +81,16 @@ class Arrangement:
         arrange: (sources, targets, tokenizer) -> Arranged.
         extra: tokens that are added to a source and to a target, as the room they take in a row.
         prompt: (source ids, tokenizer) -> (what the encoder reads or None, what the decoder has seen).
+        needs: the prefix_attention that it makes sense with, None for any.
+        answers: whether there is something to say after a prompt.
     """
 
     has_source: bool
     arrange: Callable[[Ragged, Ragged, Tokenizer], Arranged]
     extra: Room
     prompt: Callable[[np.ndarray, Tokenizer], tuple[np.ndarray | None, np.ndarray]]
+    needs: Literal["causal", "bidirectional"] | None = None
+    answers: bool = True
 
     def lengths(self, sources: np.ndarray, targets: np.ndarray) -> np.ndarray:
         """int64[n, 2], the room that examples take, from the lengths of their sources and targets."""
@@ -91,14 +99,27 @@ class Arrangement:
         return np.stack([np.zeros_like(sources), sources + targets + self.extra.target], -1)
 
 
+def _one_on(source: Ragged | None, whole: Ragged, given: np.ndarray, flags: Ragged | None = None) -> Arranged:
+    """All but the last token is read, all but the first is predicted: what is flagged of it is learned, or all that is
+    not given."""
+    lengths = whole.lengths - 1
+    offsets, places = np.concatenate([[0], np.cumsum(lengths)]), ranges(whole.offsets[:-1], lengths)
+    if flags is None:
+        learned = ranges(np.ones_like(lengths), lengths) >= np.repeat(given, lengths)
+    else:
+        learned = flags.ids[places + 1]
+    read, predicted = Ragged(whole.ids[places], offsets), Ragged(whole.ids[places + 1], offsets)
+    return Arranged(source, read, predicted, Ragged(learned, offsets), given)
+
+
 def _apart(sources: Ragged, targets: Ragged, tokenizer: Tokenizer) -> Arranged:
-    target = chain(tokenizer.bos_id, targets, tokenizer.eos_id)
-    return Arranged(chain(sources, tokenizer.eos_id), target, np.ones(len(targets), np.int64))
+    whole = chain(tokenizer.bos_id, targets, tokenizer.eos_id)
+    return _one_on(chain(sources, tokenizer.eos_id), whole, np.ones(len(targets), np.int64))
 
 
 def _joined(sources: Ragged, targets: Ragged, tokenizer: Tokenizer) -> Arranged:
-    target = chain(tokenizer.bos_id, sources, tokenizer.sep_id, targets, tokenizer.eos_id)
-    return Arranged(None, target, sources.lengths + 2)
+    whole = chain(tokenizer.bos_id, sources, tokenizer.sep_id, targets, tokenizer.eos_id)
+    return _one_on(None, whole, sources.lengths + 2)
 
 
 def _prompt_apart(source: np.ndarray, tokenizer: Tokenizer) -> tuple[np.ndarray | None, np.ndarray]:
@@ -110,8 +131,8 @@ def _prompt_joined(source: np.ndarray, tokenizer: Tokenizer) -> tuple[np.ndarray
 
 
 def _alone(sources: Ragged, targets: Ragged, tokenizer: Tokenizer) -> Arranged:
-    target = chain(tokenizer.bos_id, targets, tokenizer.eos_id)
-    return Arranged(None, target, np.ones(len(targets), np.int64))
+    whole = chain(tokenizer.bos_id, targets, tokenizer.eos_id)
+    return _one_on(None, whole, np.ones(len(targets), np.int64))
 
 
 def _prompt_alone(source: np.ndarray, tokenizer: Tokenizer) -> tuple[np.ndarray | None, np.ndarray]:
@@ -121,13 +142,23 @@ def _prompt_alone(source: np.ndarray, tokenizer: Tokenizer) -> tuple[np.ndarray 
 def _turns(flags: Ragged, tokens: Ragged, tokenizer: Tokenizer) -> Arranged:
     """What is given is what stands before the first token that is learned."""
     given = [int(np.argmax(flags[i])) if flags[i].any() else len(flags[i]) for i in range(len(flags))]
-    return Arranged(None, tokens, np.asarray(given, np.int64), flags)
+    return _one_on(None, tokens, np.asarray(given, np.int64), flags)
+
+
+def _in_place(sources: Ragged, targets: Ragged, tokenizer: Tokenizer) -> Arranged:
+    """All of a text is read and given; the target says what to predict at the same places."""
+    read, said = chain(tokenizer.bos_id, sources, tokenizer.eos_id), chain(NOTHING, targets, NOTHING)
+    learned = said.ids != NOTHING
+    predicted = Ragged(np.where(learned, said.ids, 0), said.offsets)
+    return Arranged(None, read, predicted, Ragged(learned, said.offsets), read.lengths)
 
 
 # Conversations in one sequence, whose template has said all that is in it; the last token is only predicted.
 TURNS = Arrangement(False, _turns, Room(0, -1), lambda ids, tokenizer: (None, ids))
 # Examples without a source, where there is no encoder either.
-ALONE = Arrangement(False, _alone, Room(0, 1), _prompt_alone)
+ALONE = Arrangement(False, _alone, Room(0, 1), _prompt_alone, "causal")
+# Texts whose source and target share their places, so that the decoder is an encoder.
+IN_PLACE = Arrangement(False, _in_place, Room(0, 2), _prompt_alone, "bidirectional", answers=False)
 # The 2 x 2 table's two columns. The target's last token is only predicted, so it takes no room.
 ARRANGEMENTS = {
     "encoder-decoder": Arrangement(True, _apart, Room(1, 1), _prompt_apart),
@@ -172,7 +203,7 @@ class Objective:
         denoisers: those whose sentinels the vocabulary must have.
         names: other tokens that it must have.
         prompt: (text, tokenizer) -> the ids of what is to be answered.
-        learned_whole: it has no source: the model gives a text a probability, and has no encoder.
+        arrangement: that of an objective without a source, which no encoder goes with; None for that of the mode.
     """
 
     examples: Callable[[Ragged, Fits, Tokenizer, DataConfig, int], Examples]
@@ -180,7 +211,7 @@ class Objective:
     denoisers: Callable[[DataConfig], tuple[Denoiser, ...]] | None = None
     names: tuple[str, ...] = ()
     prompt: Callable[[str, Tokenizer], np.ndarray] = _plain
-    learned_whole: bool = False
+    arrangement: Arrangement | None = None
 
 
 TEXT_OBJECTIVES = {
@@ -188,7 +219,8 @@ TEXT_OBJECTIVES = {
     "ul2": Objective(ul2, 2, ul2_denoisers, MODES, _with_mode),
     "prefix-lm": Objective(prefix_lm),
     "continuation": Objective(continuation),
-    "fill-in-the-middle": Objective(fill_in_the_middle, names=FIM, prompt=_with_hole, learned_whole=True),
+    "fill-in-the-middle": Objective(fill_in_the_middle, names=FIM, prompt=_with_hole, arrangement=ALONE),
+    "masked-lm": Objective(masked_lm, names=(MASK,), arrangement=IN_PLACE),
 }
 
 
@@ -196,8 +228,8 @@ def arrangement_of(name: str, mode: str) -> Arrangement:
     """How the examples of an objective meet a model of a mode."""
     if name == "chat" and not ARRANGEMENTS[mode].has_source:
         return TURNS
-    alone = name in TEXT_OBJECTIVES and TEXT_OBJECTIVES[name].learned_whole
-    return ALONE if alone else ARRANGEMENTS[mode]
+    own = ALONE if name == "causal" else name in TEXT_OBJECTIVES and TEXT_OBJECTIVES[name].arrangement
+    return own or ARRANGEMENTS[mode]
 
 
 def room_of(model: ModelConfig, data: DataConfig) -> Room:
@@ -244,14 +276,22 @@ def objective_name(kind: str, model: ModelConfig, data: DataConfig) -> str:
     name = natural[kind, has_source] if data.objective == "auto" else data.objective
     if {"sequence-to-sequence": "pairs", "chat": "chat"}.get(name, "text") != kind:
         raise InputError(f"data.objective={name!r} does not go with data that is {kind}; leave it at 'auto'.")
-    alone = name == "causal" or (name in TEXT_OBJECTIVES and TEXT_OBJECTIVES[name].learned_whole)
-    if alone and model.prefix_attention == "bidirectional":
+    if data.bpe_dropout and kind != "pairs":
         raise InputError(
-            f"model.prefix_attention='bidirectional' needs a prefix, and data.objective={name!r} has none."
+            f"data.bpe_dropout={data.bpe_dropout} is for pairs; data.objective={name!r} cuts texts by their tokens."
         )
-    if alone and has_source:
+    needs = arrangement_of(name, model.mode).needs
+    if needs and has_source:
         raise InputError(
             f"data.objective={name!r} has no source for an encoder; take span-corruption, ul2 or prefix-lm, or "
             "--model.mode decoder-only."
+        )
+    if needs == "causal" != model.prefix_attention:
+        raise InputError(
+            f"model.prefix_attention='bidirectional' needs a prefix, and data.objective={name!r} has none."
+        )
+    if needs == "bidirectional" != model.prefix_attention:
+        raise InputError(
+            f"data.objective={name!r} needs --model.prefix-attention bidirectional: each token sees all of its text."
         )
     return name

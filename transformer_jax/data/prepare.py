@@ -23,7 +23,18 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from transformer_jax.data.documents import Document, documents_in
-from transformer_jax.data.prepared import ENDS, FORMAT, PAPER, PARTS, TOKENIZER, damage, digest_of, names_of, read_paper
+from transformer_jax.data.prepared import (
+    ENDS,
+    FORMAT,
+    PAPER,
+    PARTS,
+    TOKENIZER,
+    counted,
+    damage,
+    digest_of,
+    names_of,
+    read_paper,
+)
 from transformer_jax.data.tokenizer import Tokenizer, load_tokenizer, make_tokenizer, tokenizer_of
 from transformer_jax.errors import InputError
 from transformer_jax.folders import sync, write_whole
@@ -194,7 +205,7 @@ class Writer:
             (self.folder / f"{name}.tmp").replace(self.folder / name)
         sync(self.folder)
         self.paper["shards"].append({"files": about, "blocks": blocks, "source": source})
-        self.paper["done"] = done
+        self.paper |= counted(self.paper) | {"done": done}
         write_whole(self.folder / PAPER, json.dumps(self.paper, indent=1) + "\n")
         if not done:
             self._open()

@@ -63,6 +63,16 @@ def read_paper(folder: Path) -> dict[str, Any] | None:
     return paper
 
 
+def counted(paper: dict[str, Any]) -> dict[str, int]:
+    """Documents, or pairs of them, and tokens of all shards."""
+    files = [item for shard in paper["shards"] for item in shard["files"].items()]
+    tokens, ends = (sum(about["bytes"] for name, about in files if name.endswith(end)) for end in (".tokens", ".ends"))
+    return {
+        "documents": ends // np.dtype(ENDS).itemsize // len(PARTS[paper["kind"]]),
+        "tokens": tokens // np.dtype(paper["dtype"]).itemsize,
+    }
+
+
 def names_of(part: str, number: int) -> tuple[str, str]:
     """The files of a shard: its tokens, and where documents end in it."""
     return f"{part}-{number:05}.tokens", f"{part}-{number:05}.ends"
@@ -176,8 +186,8 @@ def read_prepared(folder: Path) -> Prepared | None:
     for shard in paper["shards"]:
         for name, about in sorted(shard["files"].items()):
             digest.update(f"{name} {about['digest']}\n".encode())
-    counts = {len(part) for part in parts}
-    if len(counts) > 1 or any(part.offsets[-1] != len(part.ids) for part in parts) or not min(counts):
+    fits = all(len(part) == len(parts[0]) and part.offsets[-1] == len(part.ids) for part in parts)
+    if not fits or counted(paper) != {name: paper.get(name) for name in ("documents", "tokens")} or not len(parts[0]):
         raise InputError(f"{folder / PAPER}: its shards do not fit together; prepare it again, in another folder.")
     size = f"{len(parts[0]):,} {paper['kind']}, {sum(len(part.ids) for part in parts):,} tokens"
     return Prepared(str(folder), paper["kind"], tuple(parts), f"{size}, {digest.hexdigest()}")

@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import itertools
 import json
 import os
 import re
@@ -136,6 +137,12 @@ class Tokenizer:
         """Rows that an embedding table needs: the largest id and one."""
         return max(self.inner.get_vocab(with_added_tokens=True).values()) + 1
 
+    @property
+    def word_ids(self) -> np.ndarray:
+        """int32, the ids of all tokens but the special ones."""
+        special = {number for number, token in self.inner.get_added_tokens_decoder().items() if token.special}
+        return np.array(sorted(set(self.inner.get_vocab(with_added_tokens=True).values()) - special), np.int32)
+
     def encode(self, texts: Sequence[str]) -> list[np.ndarray]:
         """int32 ids of each text, no special tokens added or recognised."""
         parts = [list(self.parts_of([text])) for text in texts]
@@ -188,10 +195,21 @@ class Tokenizer:
         """As `encode`, with the special tokens that the tokenizer's own file puts around a text."""
         return self._encode(texts, True)
 
+    def encode_in_words(self, texts: Sequence[str]) -> list[list[tuple[int, ...]]]:
+        """As `encode`, cut into what the model reads one by one: no token comes from two of them."""
+        found = []
+        for encoding in self._encodings(texts, False):
+            ids, ends = encoding.ids, np.flatnonzero(np.diff(np.asarray(encoding.word_ids))) + 1
+            cuts = itertools.pairwise(sorted({0, *ends.tolist(), len(ids)}))
+            found.append([tuple(ids[first:last]) for first, last in cuts])
+        return found
+
     def _encode(self, texts: Sequence[str], special: bool) -> list[np.ndarray]:
+        return [np.asarray(encoding.ids, np.int32) for encoding in self._encodings(texts, special)]
+
+    def _encodings(self, texts: Sequence[str], special: bool) -> "list[tk.Encoding]":
         with _library("the tokenizer cannot encode a text"):
-            encodings = self.inner.encode_batch(list(texts), add_special_tokens=special)
-        return [np.asarray(encoding.ids, np.int32) for encoding in encodings]
+            return self.inner.encode_batch(list(texts), add_special_tokens=special)
 
     def encode_with_sentinels(self, text: str) -> np.ndarray:
         """As `encode`, of one text in which <extra_id_N> stands for itself."""
@@ -306,6 +324,23 @@ def _unigram(texts: Iterable[str], size: int) -> "tk.Tokenizer":
     return inner
 
 
+# letters and digits, or what is neither, with a space in front; and other space. Together they are the text.
+WORD = r" ?\w+| ?[^\w\s]+|\s+(?!\S)|\s+"
+
+
+def _word(texts: Iterable[str], size: int) -> "tk.Tokenizer":
+    """A token a word, of the most frequent of the training data; others are <unk>."""
+    import tokenizers as tk
+
+    inner = tk.Tokenizer(tk.models.WordLevel(unk_token="<unk>"))
+    inner.pre_tokenizer = tk.pre_tokenizers.Split(tk.Regex(WORD), "isolated")
+    inner.decoder = tk.decoders.Fuse()
+    inner.train_from_iterator(
+        texts, tk.trainers.WordLevelTrainer(vocab_size=size, special_tokens=SPECIAL, show_progress=False)
+    )
+    return inner
+
+
 def _char(texts: Iterable[str], size: int) -> "tk.Tokenizer":
     """A token a character, of those that the training data has."""
     import tokenizers as tk
@@ -334,6 +369,7 @@ def _bytes(texts: Iterable[str], size: int) -> "tk.Tokenizer":
 TRAINERS: dict[str, Callable[[Iterable[str], int], "tk.Tokenizer"]] = {
     "bpe": _bpe,
     "unigram": _unigram,
+    "word": _word,
     "char": _char,
     "bytes": _bytes,
 }
