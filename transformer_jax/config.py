@@ -92,6 +92,11 @@ class DataConfig:
     line. .gz and .zst are unpacked."""
     validation: tuple[str, ...] = ()
     """The same for validation. None given: validation_fraction of the training data, from its end."""
+    mixture: tuple[str, ...] = ()
+    """PATH=WEIGHT ...: several sources in place of train, whose rows are dealt in exactly this proportion, however long
+    each is. Such as web.jsonl=0.7 books/=0.3. Each is also a validation set of its own."""
+    validation_sets: tuple[str, ...] = ()
+    """NAME=PATH ...: further validation data, each scored by itself under its name."""
     validation_fraction: float = 0.1
     """Share of the training data held out where no validation data is given."""
     embedded: Literal["none", "dates", "code"] = "none"
@@ -150,6 +155,12 @@ class DataConfig:
         for name in ("train", "validation"):
             if len(getattr(self, name)) > 2:
                 raise ValueError(f"data.{name} takes one path, or two parallel files; got {len(getattr(self, name))}.")
+        if self.train and self.mixture:
+            raise ValueError("data.train and data.mixture: give one of them.")
+        names = [text.partition("=")[0] for text in self.validation_sets]
+        for text, name in zip(self.validation_sets, names, strict=True):
+            if not re.fullmatch(r"[\w.-]+=.+", text) or names.count(name) > 1:
+                raise ValueError(f"validation_sets: {text!r} must be NAME=PATH, each name once.")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -340,6 +351,8 @@ class RunConfig:
     """Of parameters, data order and dropout."""
     batch_size: int = 64
     """Packed rows in a batch, over all devices and microbatches."""
+    batch_tokens: int = 0
+    """Target tokens in a batch, in place of batch_size: as many packed rows as hold so many; 0 is batch_size rows."""
     eval_every: int = 250
     """Steps between evaluations."""
     eval_rows: int = 1024
@@ -377,7 +390,7 @@ class RunConfig:
     def __post_init__(self) -> None:
         check_types(self, seed=2**32 - 1)
         at_least(self, 1, "steps", "batch_size", "eval_every", "log_every", "max_new_tokens")
-        at_least(self, 0, "seed", "eval_rows", "num_samples", "stop_at")
+        at_least(self, 0, "seed", "eval_rows", "num_samples", "stop_at", "batch_tokens")
         if (self.optimizer.warmup_steps or 0) > self.steps:
             raise ValueError(
                 f"optimizer.warmup_steps={self.optimizer.warmup_steps} must not exceed steps={self.steps}."

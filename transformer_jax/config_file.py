@@ -107,6 +107,8 @@ def _meant(name: str, value: Any) -> Any:
     """A value as it is compared: the paths of data and of a tokenizer by the place that they name."""
     if name in ("data.train", "data.validation"):
         return tuple(map(os.path.realpath, value))
+    if name == "data.mixture":
+        return tuple((os.path.realpath(text.rpartition("=")[0]), text.rpartition("=")[2]) for text in value)
     if name == "init_from":
         return value and os.path.realpath(value)
     if name == "data.tokenizer" and value not in typing.get_args(TokenizerName):

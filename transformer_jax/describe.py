@@ -13,7 +13,7 @@ from flax import linen as nn
 from transformer_jax.accelerators import Accelerator
 from transformer_jax.axes import path_names, sizes
 from transformer_jax.config import ModelConfig, RunConfig
-from transformer_jax.data.objectives import ARRANGEMENTS, Room, room_of
+from transformer_jax.data.objectives import ARRANGEMENTS, Room, room_of, with_batch_size
 from transformer_jax.model.attention import Attention
 from transformer_jax.model.layers import Einsum
 from transformer_jax.model.transformer import Block, Transformer
@@ -120,6 +120,7 @@ def _size(count: float, unit: str = "") -> str:
 
 def with_vocabulary(run: RunConfig) -> RunConfig:
     """Where the vocabulary is the tokenizer's to decide and there is none yet, data.tokenizer_size stands for it."""
+    run = with_batch_size(run)
     if run.model.vocab_size is not None:
         return run
     return dataclasses.replace(run, model=run.model.replace(vocab_size=run.data.tokenizer_size))

@@ -221,15 +221,16 @@ class Loop:
         """Scores, written down; nothing where an end is asked for meanwhile: then a resume begins with it."""
         self._settle(0)
         try:
-            scores = self.trainer.evaluate(self.step, self.state, self._pause)
+            found = self.trainer.evaluate(self.step, self.state, self._pause)
         except Stopped:
             return {}
-        self.writer.write(scores)
-        self.terminal.validation(scores, self.trainer.config.steps)
+        for each in found:
+            self.writer.write(each)
+            self.terminal.validation(each, self.trainer.config.steps)
         if job.is_first():
             draw_loss(self.trainer.folder)
         self.clock.restart()
-        return scores
+        return found[-1]
 
     def _pause(self) -> None:
         self.watchdog.beat(self.step, "evaluates")

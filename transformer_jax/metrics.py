@@ -152,7 +152,8 @@ def draw_loss(folder: Path) -> None:
     exact = Curve(**dots)
     for record in each_record(folder / "metrics.jsonl"):  # few of its numbers are kept: it can be long
         if "split" in record:
-            curves[record["split"]].add(record["step"], record["loss"])
+            curve = curves.setdefault(record["split"], Curve(label=record["split"].removeprefix("validation/"), **dots))
+            curve.add(record["step"], record["loss"])
             if "exact_match" in record:
                 exact.add(record["step"], 100 * record["exact_match"])
     scored = len(exact) > 0

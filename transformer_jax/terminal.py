@@ -62,7 +62,8 @@ class Terminal:
 
     def validation(self, record: dict[str, Any], steps: int) -> None:
         """A line of validation scores."""
-        text = f"step {record['step']}/{steps}  validation loss {record['loss']:.4f}  accuracy {record['accuracy']:.1%}"
+        text = f"step {record['step']}/{steps}  {record['split']} loss {record['loss']:.4f}"
+        text += f"  accuracy {record['accuracy']:.1%}"
         if "exact_match" in record:
             text += f"  exact match {record['exact_match']:.1%} of {record['exact_match_sample']}"
         self.say(text)

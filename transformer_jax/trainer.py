@@ -14,7 +14,7 @@ import numpy as np
 from transformer_jax import host, job
 from transformer_jax.config import RunConfig
 from transformer_jax.config_file import to_json
-from transformer_jax.data.batches import Drawn, in_order
+from transformer_jax.data.batches import Drawn, Rows, in_order
 from transformer_jax.data.chat import Chats
 from transformer_jax.data.corpora import Pairs
 from transformer_jax.data.load import Data
@@ -102,10 +102,10 @@ class Trainer:
 
     def facts(self, step: int, scores: dict[str, Any]) -> dict[str, Any]:
         """What a checkpoint says about itself besides the run's papers."""
-        epoch, row = divmod(step * self.config.batch_size, len(self.data.train))
+        following = self.batches.following(step)
         return {
             "seed": self.config.seed,
-            "next": {"epoch": epoch, "row": row},
+            "next": following[0] if len(following) == 1 else following,
             "data": self.data.fingerprint,
             "scores": scores,
             "versions": {name: version(name) for name in ("transformer_jax", "jax", "flax", "optax")},
@@ -119,24 +119,25 @@ class Trainer:
         params = self.join(state.params, state.frozen)
         return make_diagnosis(self.model, loss, self.partitioner, key)(params, batch)
 
-    def evaluate(self, step: int, state: TrainState, pause: Callable[[], None]) -> dict[str, Any]:
-        """Scores on validation data, with sample outputs written to samples.txt. All rows are read after the last step.
+    def evaluate(self, step: int, state: TrainState, pause: Callable[[], None]) -> list[dict[str, Any]]:
+        """Scores on each set of validation data, the run's own last, with sample outputs written to samples.txt. All
+        rows are read after the last step.
 
         `pause` is called between parts of the work and may raise to give it up.
         """
         run = self.config
 
-        def rows() -> Iterator[Batch]:
-            for batch in in_order(
-                self.data.validation, run.batch_size, 0 if step == run.steps else run.eval_rows, self.mine
-            ):
+        def batches(rows: Rows) -> Iterator[Batch]:
+            for batch in in_order(rows, run.batch_size, 0 if step == run.steps else run.eval_rows, self.mine):
                 pause()
                 yield batch
 
         with self.partitioner.scope():
             params = self.join(state.best_params, state.frozen)
-        scores = self.evaluator(params, rows())
-        return {"step": step, "split": "validation"} | scores | self._sample(step, params, pause)
+        sets = {f"validation/{name}": rows for name, rows in self.data.named.items()}
+        sets["validation"] = self.data.validation
+        found = [{"step": step, "split": name} | self.evaluator(params, batches(rows)) for name, rows in sets.items()]
+        return [*found[:-1], found[-1] | self._sample(step, params, pause)]
 
     def _start_of(self, document: str) -> str:
         """The first letters of a document, few enough to leave half of the model's length for what follows."""

@@ -4,7 +4,7 @@ import dataclasses
 import functools
 from collections.abc import Iterator
 from hashlib import blake2b
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -189,40 +189,86 @@ class Drawn(NamedTuple):
     sha: str
 
 
+@runtime_checkable
+class Source(Protocol):
+    """Where the rows of training come from, in what turn."""
+
+    @property
+    def parts(self) -> tuple[Rows, ...]: ...
+    def deal(self, places: np.ndarray) -> tuple[np.ndarray, np.ndarray]: ...
+    def counts(self, places: int) -> list[int]: ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Alone:
+    """A single source."""
+
+    rows: Rows
+
+    @property
+    def parts(self) -> tuple[Rows, ...]:
+        return (self.rows,)
+
+    def deal(self, places: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """All its own turn."""
+        return np.zeros_like(places), places
+
+    def counts(self, places: int) -> list[int]:
+        """All of them."""
+        return [places]
+
+
 @dataclasses.dataclass
 class Batches:
-    """Batches of shuffled rows, each a pure function of (seed, step). Every row comes once an epoch.
+    """Batches of shuffled rows, each a pure function of (seed, step). Of each source every row comes once an epoch.
 
     A batch that reaches an epoch's end goes on with the next one's first rows, so none is short and none is dropped.
     `mine` are the places of every batch that this process reads.
     """
 
-    rows: Rows
+    rows: "Rows | Source"
     batch_size: int
     seed: int
     mine: Mine = dataclasses.field(default_factory=lambda: ALL)
-    _orders: dict[int, np.ndarray] = dataclasses.field(default_factory=dict, repr=False)
+    _orders: dict[tuple[int, int], np.ndarray] = dataclasses.field(default_factory=dict, repr=False)
 
-    def _order(self, epoch: int) -> np.ndarray:
-        if epoch not in self._orders:
-            self._orders = {e: order for e, order in self._orders.items() if e == epoch - 1}
-            self._orders[epoch] = generator(self.seed, epoch).permutation(len(self.rows))
-        return self._orders[epoch]
+    def __post_init__(self) -> None:
+        self.source: Source = self.rows if isinstance(self.rows, Source) else Alone(self.rows)
+
+    def _order(self, part: int, epoch: int) -> np.ndarray:
+        if (part, epoch) not in self._orders:
+            self._orders.pop((part, epoch - 2), None)
+            key = (self.seed, epoch, part) if part else (self.seed, epoch)
+            self._orders[part, epoch] = generator(*key).permutation(len(self.source.parts[part]))
+        return self._orders[part, epoch]
+
+    def places(self, step: int) -> np.ndarray:
+        """int64[batch, 3], the source, the epoch and the row of each place of a batch."""
+        which, turns = self.source.deal(step * self.batch_size + np.arange(self.batch_size))
+        epochs, rows = np.divmod(turns, np.array([len(part) for part in self.source.parts])[which])
+        for part, epoch in np.unique(np.stack([which, epochs], -1), axis=0).tolist():
+            here = (which == part) & (epochs == epoch)
+            rows[here] = self._order(part, epoch)[rows[here]]
+        return np.stack([which, epochs, rows], -1)
+
+    def following(self, step: int) -> list[dict[str, int]]:
+        """The epoch of each source that goes on with a step, and how many of its rows are behind."""
+        counts = self.source.counts(step * self.batch_size)
+        return [dict(zip(("epoch", "row"), divmod(n, len(rows)))) for n, rows in zip(counts, self.source.parts)]
 
     def draw(self, step: int) -> Drawn:
         """The batch of a step, this process's part of it; the digest is of the whole."""
-        places = step * self.batch_size + np.arange(self.batch_size)
-        epochs, places = np.divmod(places, len(self.rows))
-        mine = self.mine
-        chosen = np.concatenate([self._order(int(e))[places[epochs == e]] for e in np.unique(epochs)])
+        places = self.places(step)
+        which, epochs, rows = places[self.mine].T
         parts = [
-            self.rows.batch(np.where(epochs[mine] == e, chosen[mine], -1), int(e)) for e in np.unique(epochs[mine])
+            self.source.parts[part].batch(np.where((which == part) & (epochs == epoch), rows, -1), epoch)
+            for part, epoch in np.unique(places[self.mine][:, :2], axis=0).tolist()
         ]
-        digest = blake2b(np.stack([epochs, chosen]).astype("<i8").tobytes(), digest_size=8).hexdigest()
-        return Drawn(_overlay(parts), digest)
+        digest = blake2b(np.ascontiguousarray(places, "<i8").tobytes(), digest_size=8).hexdigest()
+        return Drawn(overlay(parts), digest)
 
 
-def _overlay(parts: list[Batch]) -> Batch:
+def overlay(parts: list[Batch]) -> Batch:
     """Batches that are empty where the others are not, as one."""
     import jax  # only to walk the tree
 

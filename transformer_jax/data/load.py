@@ -1,8 +1,10 @@
 """A run's settings -> its tokenizer, its training batches and its validation rows."""
 
 import dataclasses
-from collections.abc import Callable
+import itertools
+from collections.abc import Iterator
 from hashlib import blake2b
+from typing import NamedTuple
 
 import numpy as np
 
@@ -13,6 +15,7 @@ from transformer_jax.data.chat import DEFAULT, ChatExamples, Chats, Template, Tu
 from transformer_jax.data.corpora import Pairs, Texts
 from transformer_jax.data.dropout import segmented
 from transformer_jax.data.examples import Examples, FixedExamples, selected
+from transformer_jax.data.mixture import Joined, Mixture
 from transformer_jax.data.objectives import (
     ARRANGEMENTS,
     TEXT_OBJECTIVES,
@@ -21,10 +24,11 @@ from transformer_jax.data.objectives import (
     objective_name,
     room_of,
     tokens_needed,
+    with_batch_size,
 )
 from transformer_jax.data.prepared import Prepared, check_tokenizer
 from transformer_jax.data.ragged import Ragged
-from transformer_jax.data.sources import Corpus, Source
+from transformer_jax.data.sources import Corpus, Source, joined
 from transformer_jax.data.tokenizer import TRAINERS, Tokenizer, make_tokenizer
 from transformer_jax.errors import InputError
 from transformer_jax.files import decode, read_whole
@@ -39,7 +43,9 @@ class Data:
 
     Attributes:
         config: the run's settings with what the data decided filled in (vocabulary size, objective).
-        train, validation: packed rows.
+        train: packed rows, or several sources of them.
+        validation: packed rows.
+        named: those of validation data that is scored by itself as well.
         held_out: the validation corpus as text.
         fingerprint: what identifies the training data, the validation data and the tokenizer, by which a resumed run
             knows them again: how much it is, and a digest.
@@ -48,8 +54,9 @@ class Data:
 
     config: RunConfig
     tokenizer: Tokenizer
-    train: Rows
+    train: Rows | Mixture
     validation: Rows
+    named: dict[str, Rows]
     held_out: Corpus
     fingerprint: dict[str, str]
     report: list[str]
@@ -135,8 +142,16 @@ def _pair_examples(
     return shown, selected(pairs, keep), size, [complaint] if complaint else []
 
 
-def make_rows(name: str, corpus: Source, run: RunConfig, tokenizer: Tokenizer) -> tuple[Rows, Corpus, list[str]]:
-    """Packed rows of a corpus, the text of what they hold, and lines that say what was read.
+class Made(NamedTuple):
+    """Packed rows of a corpus, the text of what they hold, and lines that say what was read."""
+
+    rows: Rows
+    text: Corpus
+    report: list[str]
+
+
+def make_rows(name: str, corpus: Source, run: RunConfig, tokenizer: Tokenizer) -> Made:
+    """Packed rows of a corpus.
 
     Raises:
         InputError: a pair is too long for a row, or there is nothing to learn from.
@@ -153,7 +168,7 @@ def make_rows(name: str, corpus: Source, run: RunConfig, tokenizer: Tokenizer) -
         if run.data.objective == "causal":
             ends = tokenizer.bos_id, tokenizer.eos_id
             rows = StreamRows(documents, *ends, room.target, run.seed, moving=name == "train")
-            return rows, shown, [f"{name}: {size} in {len(rows):,} rows of {room.target}, {rows.used:.0%} full"]
+            return Made(rows, shown, [f"{name}: {size} in {len(rows):,} rows of {room.target}, {rows.used:.0%} full"])
         objective = TEXT_OBJECTIVES[run.data.objective]
         least = objective.least
         if short := int(np.count_nonzero(documents.lengths < least)):
@@ -165,7 +180,7 @@ def make_rows(name: str, corpus: Source, run: RunConfig, tokenizer: Tokenizer) -
         raise InputError(f"data.{name}: no example is long enough for the objective {run.data.objective}.")
     width = f"{room.source} + {room.target}" if room.source else str(room.target)
     line = f"{name}: {size} in {len(rows):,} rows of {width}, {rows.used:.0%} full"
-    return rows, shown, [*report, line + (_fuller(rows) if name == "train" else "")]
+    return Made(rows, shown, [*report, line + (_fuller(rows) if name == "train" else "")])
 
 
 def _fuller(rows: PackedRows) -> str:
@@ -200,22 +215,30 @@ def check_vocabulary(model: ModelConfig, tokenizer: Tokenizer, special: SpecialC
             raise InputError(f"data.special.{role}={number} must be below model.vocab_size={model.vocab_size}.")
 
 
-def resolve(run: RunConfig, kind: str, tokenizer: Tokenizer | None, texts: Callable) -> tuple[RunConfig, Tokenizer]:
-    """The run with its objective and vocabulary size decided, and its tokenizer: the one given, or a new one.
+def resolve(run: RunConfig, corpora: list[Source], tokenizer: Tokenizer | None) -> tuple[RunConfig, Tokenizer]:
+    """The run with all that its data decides filled in, and its tokenizer: the one given, or a new one.
 
     Raises:
-        InputError: the vocabulary is smaller than the tokenizer.
+        InputError: the objective is none for this data, or the vocabulary is smaller than the tokenizer.
     """
-    name = objective_name(kind, run.model, run.data)
-    if run.data.chat_template and "{" not in run.data.chat_template:  # a path
-        text = decode(run.data.chat_template, read_whole(run.data.chat_template, MOST_TEMPLATE))
-        run = dataclasses.replace(run, data=dataclasses.replace(run.data, chat_template=text))
+    first, data = corpora[0], run.data
+    name = objective_name(first.kind, run.model, data)
+    if data.chat_template and "{" not in data.chat_template:  # a path
+        text = decode(data.chat_template, read_whole(data.chat_template, MOST_TEMPLATE))
+        data = dataclasses.replace(data, chat_template=text)
+    if isinstance(first, Prepared) and data.tokenizer in TRAINERS:
+        data = dataclasses.replace(data, tokenizer=first.tokenizer_path)
     if tokenizer is None:
-        names = tokens_needed(name, run.model, run.data)
-        tokenizer = make_tokenizer(run.data.tokenizer, run.data.tokenizer_size, texts, names, run.data.special.ids)
+        names = tokens_needed(name, run.model, data)
+
+        def texts() -> Iterator[str]:
+            return itertools.chain.from_iterable(corpus.all_texts() for corpus in corpora)
+
+        tokenizer = make_tokenizer(data.tokenizer, data.tokenizer_size, texts, names, data.special.ids)
     model = run.model.replace(vocab_size=run.model.vocab_size or tokenizer.size)
-    check_vocabulary(model, tokenizer, run.data.special)
-    return dataclasses.replace(run, model=model, data=dataclasses.replace(run.data, objective=name)), tokenizer
+    check_vocabulary(model, tokenizer, data.special)
+    run = dataclasses.replace(run, model=model, data=dataclasses.replace(data, objective=name))
+    return with_batch_size(run), tokenizer
 
 
 def _fingerprint(corpus: Source) -> str:
@@ -234,27 +257,39 @@ def load_data(run: RunConfig, tokenizer: Tokenizer | None = None) -> Data:
     Raises:
         InputError: the data is missing, broken, too long or too small; the message names the file and line.
     """
-    corpus, held_out = sources.load(
-        run.data.train, run.data.validation, run.data.embedded, run.data.validation_fraction
-    )
-    if isinstance(corpus, Prepared) and run.data.tokenizer in TRAINERS:
-        run = dataclasses.replace(run, data=dataclasses.replace(run.data, tokenizer=corpus.tokenizer_path))
-    run, tokenizer = resolve(run, corpus.kind, tokenizer, corpus.all_texts)
-    for each in (corpus, held_out):
+    found = sources.load_all(run.data)
+    run, tokenizer = resolve(run, list(found.train.values()), tokenizer)
+    for each in (*found.train.values(), *found.validation, *found.named.values()):
         if isinstance(each, Prepared):
             check_tokenizer(each, tokenizer, run.data.tokenizer)
-    train, _, report = make_rows("train", corpus, run, tokenizer)
-    validation, held_out, more = make_rows("validation", held_out, run, tokenizer)
+    made = [make_rows("train", corpus, run, tokenizer) for corpus in found.train.values()]
+    train = made[0].rows if len(made) == 1 else Mixture(tuple(each.rows for each in made), found.shares)
     if len(train) < run.batch_size:
         raise InputError(
             f"The training data makes {len(train)} rows, fewer than batch_size={run.batch_size}: too few examples for "
             "one batch. Lower --batch-size or --model.max-length, or give more data."
         )
-    prints = {"data.train": _fingerprint(corpus), "data.validation": _fingerprint(held_out)}
-    prints["tokenizer"] = (
-        f"{tokenizer.size:,} tokens, {blake2b(tokenizer.to_json().encode(), digest_size=16).hexdigest()}"
+    held_out = [make_rows("validation", corpus, run, tokenizer) for corpus in found.validation]
+    validation = held_out[0].rows if len(held_out) == 1 else Joined(tuple(each.rows for each in held_out))
+    named = {name: make_rows("validation_sets", corpus, run, tokenizer) for name, corpus in found.named.items()}
+    if len(held_out) > 1:
+        named |= dict(zip(found.train, held_out, strict=True))
+    corpora = {"train": found.train.values(), "validation": (*found.validation, *found.named.values())}
+    prints = {f"data.{name}": "; ".join(map(_fingerprint, each)) for name, each in corpora.items()}
+    digest = blake2b(tokenizer.to_json().encode(), digest_size=16).hexdigest()
+    report = [f"{name}, {line}" if name else line for name, each in zip(found.train, made) for line in each.report]
+    report += [line for each in held_out for line in each.report] if len(held_out) == 1 else []
+    report += [f"{name}, {line}" for name, each in named.items() for line in each.report]
+    return Data(
+        config=run,
+        tokenizer=tokenizer,
+        train=train,
+        validation=validation,
+        named={name: each.rows for name, each in named.items()},
+        held_out=joined([each.text for each in held_out]),
+        fingerprint=prints | {"tokenizer": f"{tokenizer.size:,} tokens, {digest}"},
+        report=report,
     )
-    return Data(run, tokenizer, train, validation, held_out, prints, report + more)
 
 
 def prompts_of(texts: list[str], config: RunConfig, tokenizer: Tokenizer) -> list[tuple[np.ndarray | None, np.ndarray]]:

@@ -20,7 +20,7 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
-from transformer_jax.config import DataConfig, ModelConfig
+from transformer_jax.config import DataConfig, ModelConfig, RunConfig
 from transformer_jax.data.chat import MARKS
 from transformer_jax.data.denoising import (
     MODES,
@@ -238,6 +238,23 @@ def room_of(model: ModelConfig, data: DataConfig) -> Room:
     if ARRANGEMENTS[model.mode].has_source:
         return Room(source, target)
     return Room(0, min(source + target, model.max_length))
+
+
+def with_batch_size(run: RunConfig) -> RunConfig:
+    """The run with as many rows in a batch as `batch_tokens` says.
+
+    Raises:
+        InputError: they are fewer than its microbatches.
+    """
+    if not run.batch_tokens:
+        return run
+    width, least = room_of(run.model, run.data).target, run.optimizer.accumulate
+    rows = run.batch_tokens // width // least * least
+    if not rows:
+        raise InputError(
+            f"batch_tokens={run.batch_tokens} is less than {least} {'rows' if least > 1 else 'row'} of {width} tokens."
+        )
+    return dataclasses.replace(run, batch_size=rows)
 
 
 def fitting(name: str, model: ModelConfig, data: DataConfig) -> Fits:

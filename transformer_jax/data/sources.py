@@ -5,11 +5,13 @@ import os
 import sysconfig
 from hashlib import blake2b
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+from transformer_jax.config import DataConfig
 from transformer_jax.data import dates
 from transformer_jax.data.chat import Chats, Turn
 from transformer_jax.data.corpora import Pairs, Texts
+from transformer_jax.data.mixture import shares_of
 from transformer_jax.data.prepared import Prepared, read_prepared
 from transformer_jax.data.records import KINDS, Records, dataset_of, is_dataset, parallel, records_of, suffix_of
 from transformer_jax.errors import InputError
@@ -107,6 +109,15 @@ def read(paths: tuple[str, ...]) -> Source:
     return Pairs(fields["source"], fields["target"], places)
 
 
+def joined(corpora: list[Corpus]) -> Corpus:
+    """Several corpora of one kind, one after the other."""
+    if len(corpora) == 1:
+        return corpora[0]
+    fields = {name for corpus in corpora for name in vars(corpus)}
+    values = {name: [each for corpus in corpora for each in getattr(corpus, name)] for name in fields}
+    return type(corpora[0])(**values)
+
+
 def _dates() -> tuple[Corpus, Corpus]:
     def corpus(split: str) -> Pairs:
         pairs = dates.pairs(split)
@@ -137,6 +148,52 @@ EMBEDDED = {"dates": _dates, "code": _code}
 BASELINES = {"dates": dates.baseline}
 
 
+class Loaded(NamedTuple):
+    """What a run's data settings name.
+
+    Attributes:
+        train: the sources of training data by their paths, and the shares of the rows that they have.
+        shares: these shares.
+        validation: the validation data of each, or the only one.
+        named: further validation data.
+    """
+
+    train: dict[str, Source]
+    shares: tuple[int, ...]
+    validation: list[Source]
+    named: dict[str, Source]
+
+
+def load_all(config: DataConfig) -> Loaded:
+    """All data that a run's settings name.
+
+    Raises:
+        InputError: as `load` and `shares_of`; or some is of another kind.
+    """
+    if config.mixture:
+        shares = shares_of(config.mixture)
+        train = {path: read((path,)) for path in shares}
+        if config.validation:
+            held_out = [read(config.validation)]
+        else:
+            parts = {path: _split(source, config.validation_fraction) for path, source in train.items()}
+            train, held_out = {path: part[0] for path, part in parts.items()}, [part[1] for part in parts.values()]
+    else:
+        first, last = load(config.train, config.validation, config.embedded, config.validation_fraction)
+        shares, train, held_out = {"": 1}, {"": first}, [last]
+    paths = dict(text.split("=", 1) for text in config.validation_sets)
+    named = {name: read((path,)) for name, path in paths.items()}
+    if len(kinds := {each.kind for each in (*train.values(), *held_out, *named.values())}) > 1:
+        raise InputError(f"The data of a run must be of one kind; this is {' and '.join(sorted(kinds))}.")
+    return Loaded(train, tuple(shares.values()), held_out, named)
+
+
+def _split(corpus: Source, fraction: float) -> tuple[Source, Source]:
+    if len(corpus) == 1 and (corpus.kind == "pairs" or len(next(corpus.all_texts(), "ab")) < 2):
+        raise InputError("The training data is a single example: too small to hold some out; give --data.validation.")
+    return corpus.split(fraction)
+
+
 def load(train: tuple[str, ...], validation: tuple[str, ...], embedded: str, fraction: float) -> tuple[Source, Source]:
     """The training and the validation corpus that a run's data settings name.
 
@@ -153,11 +210,7 @@ def load(train: tuple[str, ...], validation: tuple[str, ...], embedded: str, fra
     if validation:
         held_out = read(validation)
     if held_out is None:
-        if len(first) == 1 and (first.kind == "pairs" or len(next(first.all_texts(), "ab")) < 2):
-            raise InputError(
-                "The training data is a single example: too small to hold some out; give --data.validation."
-            )
-        first, held_out = first.split(fraction)
+        first, held_out = _split(first, fraction)
     if first.kind != held_out.kind:
         raise InputError(f"--data.train holds {first.kind} and --data.validation holds {held_out.kind}.")
     return first, held_out
