@@ -1,14 +1,16 @@
 """Laws of the objectives: nothing of a text is lost, lengths are as promised, and noise is as the config says."""
 
+import functools
 import itertools
 
+import jax
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from transformer_jax.config import DataConfig, ModelConfig
-from transformer_jax.data.batches import Batches, PackedRows
+from transformer_jax.data.batches import Batches, PackedRows, draw_checked
 from transformer_jax.data.denoising import MODES as WAYS
 from transformer_jax.data.denoising import Denoised, Denoiser, noise_shape, span_corruption, ul2, ul2_denoisers
 from transformer_jax.data.examples import FIM, HOLE, chunk, continuation, fill_in_the_middle, prefix_lm
@@ -26,6 +28,7 @@ from transformer_jax.data.objectives import (
 from transformer_jax.data.ragged import Ragged
 from transformer_jax.data.tokenizer import make_tokenizer, sentinels
 from transformer_jax.errors import InputError
+from transformer_jax.pace import ahead
 
 law = settings(derandomize=True, deadline=None, max_examples=100)
 TOKENIZER = make_tokenizer("char", 0, lambda: ["abc"], [*sentinels(90), *WAYS, *FIM, MASK])
@@ -394,6 +397,21 @@ def test_examples_do_not_know_the_hosts(name, hosts):
         for name_of, side in (("target", lambda b: b.target.ids), ("labels", lambda b: b.labels)):
             together = np.concatenate([side(part.batch) for part in parts])
             np.testing.assert_array_equal(together, side(whole_batch.batch), err_msg=name_of)
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_examples_do_not_know_the_processes(workers):
+    """Made by so many of them, the batches are those of this one, in order."""
+    model, data = settings_of("encoder-decoder", 40)
+    examples = ul2(texts(*range(20, 200, 9)), fitting("ul2", model, data), TOKENIZER, data, 5)
+    rows = PackedRows(examples, ARRANGEMENTS["encoder-decoder"], TOKENIZER, room_of(model, data), False)
+    draw = functools.partial(draw_checked, Batches(rows, 4, 1), model.replace(vocab_size=10_000))
+    waited = []
+    for step, drawn in enumerate(ahead(draw, 3, 12, waited.append, workers), 3):
+        assert drawn.sha == draw(step).sha
+        for one, other in zip(jax.tree.leaves(drawn.batch), jax.tree.leaves(draw(step).batch), strict=True):
+            np.testing.assert_array_equal(one, other)
+    assert len(waited) == 9
 
 
 def test_prompts_are_what_the_objective_reads():

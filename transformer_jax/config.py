@@ -139,10 +139,14 @@ class DataConfig:
     the folder that a run starts from, or <|im_start|>ROLE, what is said, and <|im_end|>."""
     learned_roles: tuple[str, ...] = ("assistant",)
     """Whose turns of a conversation are learned."""
+    workers: int = 0
+    """Processes that make batches; 0 is a thread beside the training. Each holds the data that is not on the disk."""
     special: SpecialConfig = SpecialConfig()
 
     def __post_init__(self) -> None:
         check_types(self)
+        at_least(self, 0, "workers")
+        at_most(self, 1024, "workers")
         for name in ("fim_rate", "bpe_dropout"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name}={getattr(self, name)} must lie in [0, 1].")

@@ -33,6 +33,7 @@ FREE = (
     "parallel",
     "checkpoint",
     "model.remat",
+    "data.workers",
 )
 
 

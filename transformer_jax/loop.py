@@ -154,7 +154,7 @@ class Loop:
         run, trainer, scores = self.trainer.config, self.trainer, {}
         if self.step and self._is_due(run.eval_every) and not job.vote(self._was_evaluated()):
             scores = self._evaluate()
-        for drawn in ahead(trainer.draw, self.step, self.end, self.clock.waited):
+        for drawn in ahead(trainer.draw, self.step, self.end, self.clock.waited, run.data.workers):
             if self.stopping:
                 break
             self.watchdog.beat(self.step, "trains")

@@ -2,6 +2,7 @@
 
 import signal
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -10,23 +11,44 @@ import numpy as np
 
 from transformer_jax.data.batches import Drawn
 from transformer_jax.tokens import Batch
+from transformer_jax.workers import processes
 
 
 def ahead(
-    draw: Callable[[int], Drawn], start: int, stop: int, waited: Callable[[float], None] = lambda _: None
+    draw: Callable[[int], Drawn],
+    start: int,
+    stop: int,
+    waited: Callable[[float], None] = lambda _: None,
+    workers: int = 0,
 ) -> Iterator[Drawn]:
-    """The batches of the steps, each made in the background while the one before is used.
+    """The batches of the steps, in order, made in the background while those before are used: by a thread, or by
+    so many processes.
 
     `waited` is told the seconds that each was waited for.
     """
-    with ThreadPoolExecutor(1, "batches") as pool:
-        future = pool.submit(draw, start)
-        for step in range(start + 1, stop + 1):
+    with processes(workers, _begin, draw) if workers else ThreadPoolExecutor(1, "batches") as pool:
+        make = _draw if workers else draw
+        coming = deque(pool.submit(make, step) for step in range(start, min(start + 1 + workers, stop)))
+        for step in range(start, stop):
             asked = time.perf_counter()
-            drawn = future.result()
+            drawn = coming.popleft().result()
             waited(time.perf_counter() - asked)
-            future = pool.submit(draw, step)
+            if (following := step + 1 + workers) < stop:
+                coming.append(pool.submit(make, following))
             yield drawn
+
+
+_drawing: Callable[[int], Drawn] | None = None  # of a process that draws
+
+
+def _begin(draw: Callable[[int], Drawn]) -> None:
+    global _drawing
+    _drawing = draw
+
+
+def _draw(step: int) -> Drawn:
+    assert _drawing is not None
+    return _drawing(step)
 
 
 def tokens_of(batch: Batch) -> int:

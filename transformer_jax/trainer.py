@@ -14,7 +14,7 @@ import numpy as np
 from transformer_jax import host, job
 from transformer_jax.config import RunConfig
 from transformer_jax.config_file import to_json
-from transformer_jax.data.batches import Drawn, Rows, in_order
+from transformer_jax.data.batches import Drawn, Rows, draw_checked, in_order
 from transformer_jax.data.chat import Chats
 from transformer_jax.data.corpora import Pairs
 from transformer_jax.data.load import Data
@@ -29,7 +29,7 @@ from transformer_jax.optimizer import make_schedule
 from transformer_jax.partition import Partitioner, part_bytes
 from transformer_jax.run import CONFIG, TOKENIZER, first_state, join_of
 from transformer_jax.step import TrainState
-from transformer_jax.tokens import Batch, check_batch
+from transformer_jax.tokens import Batch
 
 
 def digest_of(tree: Any) -> str:
@@ -61,6 +61,7 @@ class Trainer:
         self.evaluator = make_evaluator(self.model, self.partitioner, run.batch_size)
         self.mine = self.partitioner.mine(run.batch_size)
         self.batches = self.data.batches(self.mine)
+        self.draw = functools.partial(draw_checked, self.batches, run.model)
         self.papers = {TOKENIZER: self.data.tokenizer.to_json(), CONFIG: to_json(run)}
         self.make = functools.partial(first_state, run)
         # compiled where it computes; where it only puts together, compiled it would copy
@@ -93,12 +94,6 @@ class Trainer:
         if not config.init_from:
             return self.partitioner.init(self.make, key)
         return self.partitioner.made(self.make, key, initial_params(config, self.partitioner))
-
-    def draw(self, step: int) -> Drawn:
-        """The batch of a step, all of whose ids and positions are in their tables."""
-        drawn, model = self.batches.draw(step), self.config.model
-        check_batch(drawn.batch, model.vocab_size, model.max_length)
-        return drawn
 
     def facts(self, step: int, scores: dict[str, Any]) -> dict[str, Any]:
         """What a checkpoint says about itself besides the run's papers."""

@@ -8,11 +8,12 @@ from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 
+from transformer_jax.config import ModelConfig
 from transformer_jax.data.examples import Examples, generator
 from transformer_jax.data.objectives import Arrangement, Room
 from transformer_jax.data.ragged import Ragged, ranges
 from transformer_jax.data.tokenizer import Tokenizer
-from transformer_jax.tokens import ALL, Batch, Mine, Tokens
+from transformer_jax.tokens import ALL, Batch, Mine, Tokens, check_batch
 
 
 class Rows(Protocol):
@@ -266,6 +267,13 @@ class Batches:
         ]
         digest = blake2b(np.ascontiguousarray(places, "<i8").tobytes(), digest_size=8).hexdigest()
         return Drawn(overlay(parts), digest)
+
+
+def draw_checked(batches: Batches, model: ModelConfig, step: int) -> Drawn:
+    """The batch of a step, all of whose ids and positions are in their tables."""
+    drawn = batches.draw(step)
+    check_batch(drawn.batch, model.vocab_size, model.max_length)
+    return drawn
 
 
 def overlay(parts: list[Batch]) -> Batch:

@@ -153,8 +153,12 @@ def _in_place(sources: Ragged, targets: Ragged, tokenizer: Tokenizer) -> Arrange
     return Arranged(None, read, predicted, Ragged(learned, said.offsets), read.lengths)
 
 
+def _prompt_told(source: np.ndarray, tokenizer: Tokenizer) -> tuple[np.ndarray | None, np.ndarray]:
+    return None, source
+
+
 # Conversations in one sequence, whose template has said all that is in it; the last token is only predicted.
-TURNS = Arrangement(False, _turns, Room(0, -1), lambda ids, tokenizer: (None, ids))
+TURNS = Arrangement(False, _turns, Room(0, -1), _prompt_told)
 # Examples without a source, where there is no encoder either.
 ALONE = Arrangement(False, _alone, Room(0, 1), _prompt_alone, "causal")
 # Texts whose source and target share their places, so that the decoder is an encoder.

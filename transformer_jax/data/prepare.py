@@ -4,19 +4,14 @@ What is written is a function of the texts, the tokenizer and the size of a shar
 however often it was killed and started again. A shard is there whole or not at all, and the paper says which there are.
 """
 
-import contextlib
 import dataclasses
 import itertools
 import json
-import multiprocessing
 import os
-import signal
-import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Executor, Future, ProcessPoolExecutor
+from concurrent.futures import Executor, Future
 from hashlib import blake2b
-from multiprocessing import connection
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -38,6 +33,7 @@ from transformer_jax.data.prepared import (
 from transformer_jax.data.tokenizer import Tokenizer, load_tokenizer, make_tokenizer, tokenizer_of
 from transformer_jax.errors import InputError
 from transformer_jax.folders import sync, write_whole
+from transformer_jax.workers import processes
 
 BLOCK = 2**20  # letters that a process encodes at a time
 SAMPLE = 2**26  # letters that a tokenizer is trained on
@@ -80,17 +76,7 @@ _tokenizer: Tokenizer | None = None
 
 
 def _begin(text: str) -> None:
-    """A process of ours: Ctrl-C is the first process's affair, and without it there is nothing left to do."""
     global _tokenizer
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-
-    def end_with(sentinel: int) -> None:
-        connection.wait([sentinel])
-        os._exit(1)
-
-    threading.Thread(target=end_with, args=(parent.sentinel,), daemon=True).start()
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # there are as many processes as there is to share
     _tokenizer = tokenizer_of(text) if text else None
 
@@ -124,18 +110,6 @@ def _train(wanted: Wanted, sample: float) -> str:
                             yield part
 
     return make_tokenizer(wanted.tokenizer, wanted.size, texts).to_json()
-
-
-@contextlib.contextmanager
-def _processes(count: int, tokenizer: str) -> Iterator[Executor]:
-    """Ended at once where something goes wrong: what they are at is not wanted any more."""
-    pool = ProcessPoolExecutor(count, multiprocessing.get_context("spawn"), _begin, (tokenizer,))
-    try:
-        yield pool
-    except BaseException:
-        pool.shutdown(wait=False, cancel_futures=True)
-        raise
-    pool.shutdown()
 
 
 # --- in the first process
@@ -224,7 +198,7 @@ def _make_tokenizer(folder: Path, wanted: Wanted, total: int, say: Callable[[str
         text = make_tokenizer(wanted.tokenizer, wanted.size, lambda: ()).to_json()
     else:
         say("trains a tokenizer" + (f" on {sample:.1%} of the text" if sample < 1 else ""))
-        with _processes(1, "") as pool:
+        with processes(1, _begin, "") as pool:
             text = pool.submit(_train, wanted, sample).result()
     write_whole(folder / TOKENIZER, text)
     return folder / TOKENIZER
@@ -286,7 +260,7 @@ def prepare(
     blocks = _blocks(_pieces(itertools.chain([first], documents), tokenizer))
     writer = Writer(folder, paper)
     try:
-        with _processes(workers, tokenizer.to_json()) as pool:
+        with processes(workers, _begin, tokenizer.to_json()) as pool:
             _write_all(blocks, writer, pool, 2 * workers, progress)
     finally:
         writer.abandon()

@@ -23,6 +23,11 @@ class Shards:
     def __len__(self) -> int:
         return int(self.ends[-1]) if len(self.ends) else 0
 
+    def __reduce__(self) -> Any:
+        """For another process: files are opened there."""
+        parts = [(str(p.filename), p.dtype.str) if isinstance(p, np.memmap) else (p, "") for p in self.parts]
+        return _shards_again, (parts,)
+
     def __getitem__(self, where: slice | np.ndarray) -> np.ndarray:
         if isinstance(where, slice):
             first, last, _ = where.indices(len(self))
@@ -41,6 +46,10 @@ class Shards:
             here, part = numbers == number, self.parts[number]
             found[here] = part[flat[here] - (int(self.ends[number]) - len(part))]
         return found.reshape(where.shape)
+
+
+def _shards_again(parts: list[tuple[Any, str]]) -> Shards:
+    return Shards([np.memmap(part, dtype, "r") if dtype else part for part, dtype in parts])
 
 
 @dataclasses.dataclass(frozen=True)
