@@ -13,7 +13,8 @@ from transformer_jax.config import DataConfig, ModelConfig, RunConfig
 from transformer_jax.config_file import read_config
 from transformer_jax.data.batches import Batches
 from transformer_jax.data.load import load_data
-from transformer_jax.data.mixture import Mixture, shares_of
+from transformer_jax.data.mixture import Mixture
+from transformer_jax.data.sources import shares_of
 from transformer_jax.errors import InputError
 from transformer_jax.metrics import read_records
 

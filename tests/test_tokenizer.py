@@ -296,3 +296,55 @@ def test_unigram_needs_its_letters():
 def test_a_tokenizer_is_made_from_the_library_without_a_file():
     inner = tk.Tokenizer(tk.models.WordLevel({"a": 0}, unk_token="a"))
     assert Tokenizer(inner, sentinels(2)).sentinel_ids == [6, 7]
+
+
+GPT4 = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+"
+GPT4 += r"|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+
+
+def built(before, normalizer=None):
+    inner = tk.Tokenizer(tk.models.BPE())
+    inner.pre_tokenizer, inner.normalizer = before, normalizer
+    trainer = tk.trainers.BpeTrainer(
+        vocab_size=400,
+        special_tokens=["<unk>"],
+        initial_alphabet=sorted(tk.pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    inner.train_from_iterator(TEXTS, trainer)
+    return Tokenizer(inner)
+
+
+def bytes_by(**options):
+    return tk.pre_tokenizers.ByteLevel(**options)
+
+
+BUILT = {
+    "prefix": built(bytes_by(add_prefix_space=True)),
+    "composed": built(bytes_by(add_prefix_space=False), tk.normalizers.NFC()),
+    "lowercase": built(bytes_by(add_prefix_space=False), tk.normalizers.Lowercase()),
+    "gpt-4": built(
+        tk.pre_tokenizers.Sequence(
+            [
+                tk.pre_tokenizers.Split(tk.Regex(GPT4), "isolated"),
+                bytes_by(add_prefix_space=False, use_regex=False),
+            ]
+        )
+    ),
+    "digits": built(
+        tk.pre_tokenizers.Sequence([tk.pre_tokenizers.Digits(individual_digits=True), bytes_by(add_prefix_space=False)])
+    ),
+    "spaces": built(tk.pre_tokenizers.Metaspace(prepend_scheme="always")),
+    "llama": built(None, tk.normalizers.Sequence([tk.normalizers.Prepend("▁"), tk.normalizers.Replace(" ", "▁")])),
+}
+
+
+@pytest.mark.parametrize("tokenizer", BUILT.values(), ids=BUILT)
+@law
+@given(
+    st.text(max_size=60)
+    | st.lists(st.text("aäe\u0301Ж \n.,'s7\t)", max_size=4)).map(" ".join)
+    | st.text("ae\u0301 .\n'st7,")
+)
+def test_so_it_is_with_published_ways_to_cut_text(tokenizer, text):
+    assert encode(tokenizer, text).tolist() == tokenizer.inner.encode(text, add_special_tokens=False).ids

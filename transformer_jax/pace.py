@@ -3,7 +3,7 @@
 import signal
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -20,7 +20,7 @@ def ahead(
     stop: int,
     waited: Callable[[float], None] = lambda _: None,
     workers: int = 0,
-) -> Iterator[Drawn]:
+) -> Generator[Drawn, None, None]:
     """The batches of the steps, in order, made in the background while those before are used: by a thread, or by
     so many processes.
 

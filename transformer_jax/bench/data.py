@@ -1,24 +1,33 @@
 """`transformer-jax bench data`: how fast batches are made, how fast steps use them up, and whether training waits.
 
-All three are of the same run: its data, tokenizer, packing and model. The data is what every machine has: dates, and
-the Python standard library.
+All are of the same run: its data, tokenizer, packing and model. The data is what every machine has, dates and the
+Python standard library, as token shards that are read from the disk.
 """
 
+import contextlib
 import dataclasses
+import functools
+import json
+import sys
+import tempfile
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import jax
 
 from transformer_jax.bench.measure import interleaved, ratio, surroundings
 from transformer_jax.config import RunConfig
-from transformer_jax.data.batches import Drawn
+from transformer_jax.data import sources
+from transformer_jax.data.batches import draw_checked
+from transformer_jax.data.corpora import Pairs, Texts
 from transformer_jax.data.load import load_data
+from transformer_jax.data.prepare import Wanted, prepare
+from transformer_jax.data.prepared import TOKENIZER
 from transformer_jax.pace import ahead, tokens_of
 from transformer_jax.partition import Partitioner
 from transformer_jax.recipes import find_recipe
 from transformer_jax.run import first_state, step_of
-from transformer_jax.tokens import check_batch
 
 
 def _recipe(name: str, objective: Any = "auto", **changes: Any) -> RunConfig:
@@ -37,23 +46,43 @@ CASES = {
 }
 STEPS = 10  # of a turn
 DRAWN = 100  # batches of a turn of the pipeline alone
+PROCESSES = 2
 PIPELINE, ALONE, TRAINING = "pipeline alone", "steps alone", "training"
+SEVERAL = f"pipeline, {PROCESSES} processes"
+
+
+def on_disk(run: RunConfig, folder: Path) -> RunConfig:
+    """The run with its embedded data prepared in a folder."""
+    found, fields = {}, {"text": ("text",), "pairs": ("source", "target")}
+    corpora = sources.load((), (), run.data.embedded, run.data.validation_fraction)
+    tokenizer, size = run.data.tokenizer, run.data.tokenizer_size
+    for name, corpus in zip(("train", "validation"), corpora, strict=True):
+        assert isinstance(corpus, (Texts, Pairs))
+        sides = (corpus.documents,) if isinstance(corpus, Texts) else (corpus.sources, corpus.targets)
+        records = (dict(zip(fields[corpus.kind], each, strict=True)) for each in zip(*sides, strict=True))
+        path, shards = folder / f"{name}.jsonl", folder / name
+        path.write_text("".join(json.dumps(record) + "\n" for record in records), "utf-8")
+        shards.mkdir()
+        wanted = Wanted((str(path),), tokenizer, size, 2**20)
+        prepare(shards, wanted, 1, path.stat().st_size, lambda _: None, lambda *_: None)
+        tokenizer, found[name] = str(shards / TOKENIZER), (str(shards),)
+    return dataclasses.replace(run, data=dataclasses.replace(run.data, **found))
 
 
 def measure(run: RunConfig, repeats: int, say: Callable[[str], None]) -> dict[str, Any]:
-    """The three of a run, in turn."""
-    say("reads the data")
+    """The ways of a run, in turn."""
+    with tempfile.TemporaryDirectory() as folder:
+        say("prepares the data")
+        return _measure(on_disk(run, Path(folder)), repeats, say)
+
+
+def _measure(run: RunConfig, repeats: int, say: Callable[[str], None]) -> dict[str, Any]:
     data = load_data(run)
     run, batches, partitioner = data.config, data.batches(), Partitioner.create(data.config.parallel)
     state = partitioner.init(lambda key: first_state(run, key), jax.random.key(run.seed))
     program, place = partitioner.step(step_of(run), state), 0
     waited: list[float] = []
-
-    def draw(step: int) -> Drawn:
-        drawn = batches.draw(step)
-        check_batch(drawn.batch, run.model.vocab_size, run.model.max_length)
-        return drawn
-
+    draw = functools.partial(draw_checked, batches, run.model)
     ready = [draw(step) for step in range(STEPS)]
 
     def pipeline() -> None:
@@ -75,11 +104,18 @@ def measure(run: RunConfig, repeats: int, say: Callable[[str], None]) -> dict[st
         place, start = place + STEPS, place
         return steps(ahead(draw, start, place, waited.append))
 
+    feed = ahead(draw, 0, sys.maxsize, workers=PROCESSES)
+
+    def several() -> None:
+        for _ in range(DRAWN):
+            next(feed)
+
     say("measures")
-    functions = {PIPELINE: pipeline, ALONE: lambda: steps(ready), TRAINING: training}
-    times = interleaved(functions, repeats)
+    functions = {PIPELINE: pipeline, SEVERAL: several, ALONE: lambda: steps(ready), TRAINING: training}
+    with contextlib.closing(feed):
+        times = interleaved(functions, repeats)
     tokens = sum(tokens_of(each.batch) for each in ready) / STEPS
-    counts = {PIPELINE: DRAWN, ALONE: STEPS, TRAINING: STEPS}
+    counts = {PIPELINE: DRAWN, SEVERAL: DRAWN, ALONE: STEPS, TRAINING: STEPS}
     rows = {
         name: {
             "tokens_per_second": tokens * counts[name] / each.median,

@@ -2,45 +2,12 @@
 
 import dataclasses
 import functools
-import math
-from collections.abc import Sequence
 from fractions import Fraction
 
 import numpy as np
 
 from transformer_jax.data.batches import Rows, overlay
-from transformer_jax.errors import InputError
 from transformer_jax.tokens import Batch
-
-MOST = 10_000  # turns after which the sources come in the same order again
-
-
-def shares_of(texts: Sequence[str]) -> dict[str, int]:
-    """`PATH=WEIGHT ...` as whole numbers in the same proportions.
-
-    Raises:
-        InputError: one is written otherwise, or they are in no proportion of small numbers.
-    """
-    found: dict[str, Fraction] = {}
-    for text in texts:
-        path, sign, weight = text.rpartition("=")
-        try:
-            share = Fraction(weight)
-        except (ValueError, ZeroDivisionError):
-            share = Fraction(0)
-        if path in found:
-            raise InputError(f"data.mixture: {path!r} is given twice.")
-        if not path or not sign or share <= 0:
-            raise InputError(f"data.mixture: {text!r} must be PATH=WEIGHT, such as a.txt=0.7, with a weight above 0.")
-        found[path] = share
-    scale = math.lcm(*(share.denominator for share in found.values()))
-    whole = [int(share * scale) for share in found.values()]
-    common = math.gcd(*whole)
-    if sum(whole) // common > MOST:
-        raise InputError(
-            f"data.mixture: the weights must be in proportions of whole numbers of at most {MOST:,} in all."
-        )
-    return {path: number // common for path, number in zip(found, whole, strict=True)}
 
 
 @functools.cache

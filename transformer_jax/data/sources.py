@@ -1,8 +1,11 @@
 """Files and data sets -> texts, pairs of texts or conversations. Every complaint names the file and the place in it."""
 
 import glob
+import math
 import os
 import sysconfig
+from collections.abc import Sequence
+from fractions import Fraction
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -11,12 +14,12 @@ from transformer_jax.config import DataConfig
 from transformer_jax.data import dates
 from transformer_jax.data.chat import Chats, Turn
 from transformer_jax.data.corpora import Pairs, Texts
-from transformer_jax.data.mixture import shares_of
 from transformer_jax.data.prepared import Prepared, read_prepared
 from transformer_jax.data.records import KINDS, Records, dataset_of, is_dataset, parallel, records_of, suffix_of
 from transformer_jax.errors import InputError
 from transformer_jax.files import most_bytes, too_large
 
+MOST = 10_000  # turns after which the sources come in the same order again
 FOLDER_FILES = (".txt", ".jsonl", ".parquet", ".arrayrecord", ".array_record")
 
 
@@ -146,6 +149,34 @@ def _code() -> tuple[Corpus, None]:
 EMBEDDED = {"dates": _dates, "code": _code}
 # The rule of a few lines that a model has to beat, where a corpus has one.
 BASELINES = {"dates": dates.baseline}
+
+
+def shares_of(texts: Sequence[str]) -> dict[str, int]:
+    """`PATH=WEIGHT ...` as whole numbers in the same proportions.
+
+    Raises:
+        InputError: one is written otherwise, or they are in no proportion of small numbers.
+    """
+    found: dict[str, Fraction] = {}
+    for text in texts:
+        path, sign, weight = text.rpartition("=")
+        try:
+            share = Fraction(weight)
+        except (ValueError, ZeroDivisionError):
+            share = Fraction(0)
+        if path in found:
+            raise InputError(f"data.mixture: {path!r} is given twice.")
+        if not path or not sign or share <= 0:
+            raise InputError(f"data.mixture: {text!r} must be PATH=WEIGHT, such as a.txt=0.7, with a weight above 0.")
+        found[path] = share
+    scale = math.lcm(*(share.denominator for share in found.values()))
+    whole = [int(share * scale) for share in found.values()]
+    common = math.gcd(*whole)
+    if sum(whole) // common > MOST:
+        raise InputError(
+            f"data.mixture: the weights must be in proportions of whole numbers of at most {MOST:,} in all."
+        )
+    return {path: number // common for path, number in zip(found, whole, strict=True)}
 
 
 class Loaded(NamedTuple):

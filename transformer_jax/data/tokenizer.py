@@ -40,6 +40,7 @@ def sentinels(count: int) -> list[str]:
 
 LONGEST = 2**16  # letters that are encoded at once
 MOST_KNOWN = 2**17  # words whose ids are kept
+ENDS = re.compile(r"(?<=[^\W\d_])(?=[ \n\t.,;:!?)])")
 WORDS = re.compile(r"(?<=[^\W\d_])(?= [^\W\d_])")
 CUT = re.compile(r".*[^\W\d_]( )(?=[^\W\d_])", re.DOTALL)
 
@@ -56,20 +57,28 @@ def cut_of(text: str, start: int, longest: int) -> int:
     return text.rfind("\n", first, last) + 1 or last
 
 
-def _begins_words(inner: "tk.Tokenizer") -> bool:
-    """Whether a tokenizer begins anew before every space that stands between two letters, whatever is around it."""
+def _seam(inner: "tk.Tokenizer") -> re.Pattern[str] | None:
+    """Where a tokenizer begins anew whatever is around it, so that what is between two such places is encoded alone.
 
-    def begins(rule: dict[str, Any]) -> bool:
-        if rule["type"] == "Sequence":
-            return any(map(begins, rule["pretokenizers"]))
-        if rule["type"] == "Split":  # as GPT-4, Llama 3 and Qwen have it
-            return r"?\p{L}+" in rule["pattern"].get("Regex", "") and rule["behavior"] == "Isolated"
-        wanted = {"ByteLevel": "use_regex", "Metaspace": "split"}
-        return rule.get(wanted[rule["type"]], True) if rule["type"] in wanted else rule["type"] == "WhitespaceSplit"
+    Bytes by GPT-2's pattern, or one like it, end a word behind its last letter, whatever follows; others begin one with
+    the space between two letters.
+    """
+
+    def rules(rule: dict[str, Any]) -> list[dict[str, Any]]:
+        return [inner for each in rule["pretokenizers"] for inner in rules(each)] if "pretokenizers" in rule else [rule]
 
     if inner.pre_tokenizer is None or any(WORDS.search(t.content) for t in inner.get_added_tokens_decoder().values()):
-        return False
-    return begins(json.loads(inner.pre_tokenizer.__getstate__()))
+        return None
+    found = rules(json.loads(inner.pre_tokenizer.__getstate__()))
+    by_letters = any(
+        rule.get("use_regex", True) if rule["type"] == "ByteLevel" else r"?\p{L}+" in str(rule.get("pattern"))
+        for rule in found
+    )
+    plain = inner.normalizer is None and not any(rule.get("add_prefix_space") for rule in found)
+    if by_letters and plain and found[-1]["type"] == "ByteLevel":
+        return ENDS
+    by_spaces = any(rule["type"] == "WhitespaceSplit" or rule.get("split", False) for rule in found)
+    return WORDS if by_letters or by_spaces else None
 
 
 MOST_BYTES = 2**26  # of a tokenizer.json: the largest published ones have 2^25
@@ -120,7 +129,7 @@ class Tokenizer:
             if not any(inner.token_to_id(name) is not None for name in known):
                 inner.add_special_tokens([known[0]])
         inner.add_special_tokens(list(names))
-        self._begins_words, self._known = _begins_words(inner), dict[str, bytes]()
+        self._seam, self._known = _seam(inner), dict[str, bytes]()
         self.sentinel_ids = []
         while (token := inner.token_to_id(f"<extra_id_{len(self.sentinel_ids)}>")) is not None:
             self.sentinel_ids.append(token)
@@ -146,22 +155,22 @@ class Tokenizer:
     def encode(self, texts: Sequence[str]) -> list[np.ndarray]:
         """int32 ids of each text, no special tokens added or recognised."""
         parts = [list(self.parts_of([text])) for text in texts]
-        if self._begins_words:
-            ids = (self._by_words(part) for each in parts for part in each)
+        if self._seam:
+            ids = (self._by_words(part, self._seam) for each in parts for part in each)
         else:
             ids = iter(self._encode([part for each in parts for part in each], False))
         return [np.concatenate([next(ids) for _ in each]) if len(each) > 1 else next(ids) for each in parts]
 
-    def _by_words(self, text: str) -> np.ndarray:
-        """As `_encode`, each word but once: the library takes several times as long to encode it again."""
-        words = WORDS.split(text)
+    def _by_words(self, text: str, seam: re.Pattern[str]) -> np.ndarray:
+        """As `_encode`, each word but once: the library takes many times as long to encode it again."""
+        words, known = seam.split(text), self._known
         if self._dropped:
             words[1:] = [word[1:] for word in words[1:]]
-        if len(self._known) > MOST_KNOWN:
-            self._known.clear()
-        if new := sorted(set(words) - self._known.keys()):
-            self._known.update(zip(new, (ids.tobytes() for ids in self._encode(new, False)), strict=True))
-        return np.frombuffer(b"".join([self._known[word] for word in words]), np.int32)
+        if len(known) > MOST_KNOWN:
+            known.clear()
+        if new := list(dict.fromkeys(word for word in words if word not in known)):
+            known.update(zip(new, (ids.tobytes() for ids in self._encode(new, False)), strict=True))
+        return np.frombuffer(b"".join(map(known.__getitem__, words)), np.int32)
 
     def parts_of(self, texts: Iterable[str], longest: int = LONGEST) -> Iterator[str]:
         """What the texts are joined, in parts of at most `longest` letters that have the ids of the whole."""
