@@ -152,6 +152,12 @@ def test_its_processes_end_with_it(texts, tmp_path):
     raise AssertionError(f"processes {found} go on")
 
 
+def test_it_needs_no_jax():
+    """Whose memory would be several times its own, in each process."""
+    code = "import sys, transformer_jax.cli, transformer_jax.data.prepare; sys.exit('jax' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
 # --- what it refuses
 
 

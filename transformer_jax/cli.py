@@ -220,10 +220,10 @@ def _show_examples(run: DescribeArguments, folder: str = "") -> int:
     """Prints what a run is trained on, in the tokens of its folder."""
     from transformer_jax.data.load import load_data
     from transformer_jax.data.shown import show
-    from transformer_jax.data.tokenizer import load_tokenizer
+    from transformer_jax.data.tokenizer import TOKENIZER, read_tokenizer
 
-    path, special = Path(folder) / "tokenizer.json", run.data.special.ids
-    tokenizer = load_tokenizer(path, special=special) if folder and path.exists() else None
+    known = folder and (Path(folder) / TOKENIZER).exists()
+    tokenizer = read_tokenizer(Path(folder), run.data.special.ids) if known else None
     show(load_data(run, tokenizer), run.examples or 0)
     return 0
 

@@ -105,6 +105,9 @@ class DataConfig:
     tokenizer: str = "bpe"
     """bpe, unigram, word, char or bytes: trained on the training data. Or the path of a tokenizer.json. word: a token a
     word, of the most frequent ones, and the others are <unk>."""
+    source_tokenizer: str = ""
+    """The same for the sources of pairs, where they have a vocabulary of their own and the encoder an embedding table.
+    Nothing given: one vocabulary for both."""
     tokenizer_size: int = 8000
     """Entries of a trained bpe, unigram or word tokenizer, special tokens included."""
     bpe_dropout: float = 0.0

@@ -172,6 +172,8 @@ class ModelConfig:
     """The output layer is the target embedding, transposed (Press and Wolf 2017)."""
     share_source_embedding: bool = True
     """The encoder reads the target's embedding table instead of one of its own."""
+    source_vocab_size: int | None = None
+    """Rows of the encoder's own embedding table. None: vocab_size."""
     dropout_rate: float = 0.0
     """On embeddings and on what each sublayer adds (Vaswani et al. 2017, 5.4)."""
     attention_dropout_rate: float = 0.0
@@ -195,9 +197,16 @@ class ModelConfig:
         derived = frozenset(
             f.name for f in dataclasses.fields(self) if f.default is None and getattr(self, f.name) is None
         )
-        object.__setattr__(self, "_derived", derived - {"query_scale", "attention_softcap", "logits_softcap"})
+        none = {"query_scale", "attention_softcap", "logits_softcap", "source_vocab_size"}  # where None says something
+        object.__setattr__(self, "_derived", derived - none)
         check_types(self)
         at_least(self, 1, "vocab_size", "d_model", "num_layers", "num_encoder_layers", "num_heads", "num_kv_heads")
+        at_least(self, 1, "source_vocab_size")
+        if self.source_vocab_size is not None and self.share_source_embedding:
+            raise ValueError(
+                f"source_vocab_size={self.source_vocab_size} needs an embedding table of its own: "
+                "share_source_embedding=False."
+            )
         at_least(self, 1, "head_dim", "d_ff", "max_length", "relative_max_distance")
         at_least(self, 1, "experts_per_token")
         at_most(self, 10_000, "num_layers", "num_encoder_layers")  # each is traced
@@ -295,6 +304,11 @@ class ModelConfig:
         if not window or self.rope.local_base is None:
             return self
         return self.replace(rope=dataclasses.replace(self.rope, base=self.rope.local_base, scaling="none"))
+
+    def vocabulary_of(self, side: str) -> int:
+        """Rows of the embedding table that the `source` or the `target` reads; vocab_size must be known."""
+        assert self.vocab_size is not None
+        return self.source_vocab_size or self.vocab_size if side == "source" else self.vocab_size
 
     def of_stack(self, stack: str) -> Self:
         """The settings of the `encoder`, with its layers as num_layers and windows, or of the `decoder`."""

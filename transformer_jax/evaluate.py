@@ -30,7 +30,8 @@ def make_evaluator(model: Transformer, partitioner: Partitioner, batch_size: int
     sums = partitioner.evaluate(lambda params, batch: loss(params, batch, None)[1])
 
     def evaluate(params: Any, batches: Iterable[Batch]) -> dict[str, float]:
-        checked = (check_batch(batch, config.vocab_size, config.max_length) for batch in batches)
+        limits = config.vocab_size, config.max_length, config.source_vocab_size
+        checked = (check_batch(batch, *limits) for batch in batches)
         parts = [sums(params, partitioner.put(batch, batch_size)) for batch in checked]
         total = {name: sum(float(part[name]) for part in parts) for name in ("loss", "correct", "tokens")}
         tokens = max(total["tokens"], 1)

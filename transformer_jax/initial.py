@@ -10,12 +10,13 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from transformer_jax.axes import letters_of
 from transformer_jax.config import ModelConfig, RunConfig, SpecialConfig
 from transformer_jax.config_file import read_config
+from transformer_jax.data.tokenizer import SOURCE_TOKENIZER, TOKENIZER
 from transformer_jax.errors import InputError
 from transformer_jax.huggingface.folder import differing, read_json, read_model, what_it_is
 from transformer_jax.huggingface.run import load_huggingface, special_tokens_of
 from transformer_jax.huggingface.tokenizer import chat_template_of
 from transformer_jax.partition import Partitioner
-from transformer_jax.run import CHECKPOINTS, CONFIG, ONE_DEVICE, TOKENIZER, abstract_params, load_run
+from transformer_jax.run import CHECKPOINTS, CONFIG, ONE_DEVICE, abstract_params, load_run
 from transformer_jax.tuning import resized
 
 # What may be another than in the model that a run starts from, besides what changes nothing of what it computes.
@@ -51,8 +52,14 @@ def based_on(run: RunConfig, folder: str) -> RunConfig:
             f"--init-from {folder}: there is no {TOKENIZER} in it. Give the folder of a run, which "
             "transformer-jax import makes of it."
         )
+    source = Path(folder) / SOURCE_TOKENIZER
     data = dataclasses.replace(
-        run.data, tokenizer=str(tokenizer), special=special.for_training, objective="auto", chat_template=template
+        run.data,
+        tokenizer=str(tokenizer),
+        source_tokenizer=str(source) if source.exists() else "",
+        special=special.for_training,
+        objective="auto",
+        chat_template=template,
     )
     return dataclasses.replace(run, init_from=folder, model=model, data=data)
 

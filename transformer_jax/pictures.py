@@ -103,7 +103,7 @@ def look(run: Run, prompt: str, target: str | None = None) -> list[Maps]:
     if config.prefix_attention == "bidirectional":
         tokens = tokens.replace(prefix=tokens.positions < len(seen))
     weights = attention_of(run.model, run.params, tokens, None if source is None else Tokens.from_ids(source[None]))
-    ours, theirs = labels(tokenizer, ids), [] if source is None else labels(tokenizer, source)
+    ours, theirs = labels(tokenizer, ids), [] if source is None else labels(tokenizer.source, source)
     sides = {"encoder": (theirs, theirs), "self": (ours, ours), "cross": (ours, theirs)}
     return [Maps(kind, each[:, 0], *sides[kind]) for kind, each in weights.items()]
 

@@ -10,10 +10,17 @@ from transformer_jax.checkpoint import Checkpoints, Rejected, facts_of
 from transformer_jax.config import RunConfig
 from transformer_jax.config_file import differences, read_config
 from transformer_jax.data.load import Data, load_data
-from transformer_jax.data.tokenizer import TRAINERS, Tokenizer, load_tokenizer, tokenizer_of
+from transformer_jax.data.tokenizer import (
+    TOKENIZER,
+    TRAINERS,
+    Tokenizer,
+    papers_of,
+    read_tokenizer,
+    tokenizer_of_papers,
+)
 from transformer_jax.errors import InputError
 from transformer_jax.folders import write_whole
-from transformer_jax.run import CONFIG, TOKENIZER
+from transformer_jax.run import CONFIG
 
 
 class Found(NamedTuple):
@@ -68,11 +75,11 @@ def _tokenizer(run: RunConfig, before: RunConfig | None, folder: Path, unit: Pat
 
     The folder's own comes first: where it is not the checkpoint's, it was changed.
     """
-    same = before is not None and before.data.tokenizer == run.data.tokenizer
-    if not same or (run.data.tokenizer not in TRAINERS and Path(run.data.tokenizer).exists()):
+    names = [run.data.tokenizer, *filter(None, [run.data.source_tokenizer])]
+    old = before and [before.data.tokenizer, *filter(None, [before.data.source_tokenizer])]
+    if old != names or any(name not in TRAINERS and Path(name).exists() for name in names):
         return None
-    path = (folder if (folder / TOKENIZER).exists() else unit) / TOKENIZER
-    return load_tokenizer(path, special=run.data.special.ids)
+    return read_tokenizer(folder if (folder / TOKENIZER).exists() else unit, run.data.special.ids)
 
 
 def read_together(run: RunConfig, tokenizer: Tokenizer | None) -> Data:
@@ -80,8 +87,8 @@ def read_together(run: RunConfig, tokenizer: Tokenizer | None) -> Data:
     if job.count() == 1:
         return load_data(run, tokenizer)
     data = load_data(run, tokenizer) if job.is_first() else None
-    text = job.shared(data.tokenizer.to_json() if data else None)
-    data = data or load_data(run, tokenizer or tokenizer_of(text, special=run.data.special.ids))
+    text = job.shared(json.dumps(papers_of(data.tokenizer)) if data else None)
+    data = data or load_data(run, tokenizer or tokenizer_of_papers(json.loads(text), run.data.special.ids))
     job.check_same("The data", json.dumps(data.fingerprint))
     return data
 

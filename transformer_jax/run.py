@@ -14,7 +14,7 @@ from transformer_jax.config import ModelConfig, RunConfig
 from transformer_jax.config_file import read_config
 from transformer_jax.data.load import check_vocabulary
 from transformer_jax.data.objectives import ARRANGEMENTS
-from transformer_jax.data.tokenizer import Tokenizer, load_tokenizer
+from transformer_jax.data.tokenizer import TOKENIZER, Tokenizer, read_tokenizer
 from transformer_jax.errors import InputError
 from transformer_jax.model.int8 import int8_weights
 from transformer_jax.model.transformer import Transformer
@@ -27,7 +27,7 @@ from transformer_jax.tuning import join, split
 
 ADAPTERS = 0x10AA  # what is folded into the key of the parameters for those of adapters
 ONE_DEVICE = Partitioner("jit", None)
-CONFIG, TOKENIZER, CHECKPOINTS = "config.json", "tokenizer.json", "checkpoints"
+CONFIG, CHECKPOINTS = "config.json", "checkpoints"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,7 +108,7 @@ def load_run(folder: str | Path, checkpoint: str = "newest", partitioner: Partit
             raise InputError(f"{folder}: not a run's folder, or one without a checkpoint yet: it has no {name}.")
     unit = sound_unit(folder / CHECKPOINTS, checkpoint, read_config(folder / CONFIG).checkpoint.best)
     config = read_config(unit / CONFIG)
-    tokenizer = load_tokenizer(unit / TOKENIZER, special=config.data.special.ids)
+    tokenizer = read_tokenizer(unit, config.data.special.ids)
     check_vocabulary(config.model, tokenizer, config.data.special)
     shapes = partitioner.abstract(functools.partial(first_state, config), jax.random.key(0))
     trained, stays = restore_params(unit, shapes.params, shapes.frozen)

@@ -82,7 +82,7 @@ def score(model: Transformer, params: Any, questions: Sequence[Question], *, bat
         source = padded(read, batch_size, bucket(max(map(len, read)), most)) if read else None
         for name, tokens in (("target", target), ("target", target.replace(ids=labels)), ("source", source)):
             if tokens is not None:
-                check_tokens(tokens, model.config.vocab_size, most, name)
+                check_tokens(tokens, model.config.vocabulary_of(name), most, name)
         log_probs, greedy = (np.asarray(x) for x in _score(model, params, target, labels, counts, source))
         for row, index in enumerate(order[start : start + batch_size]):
             found[index] = Score(float(log_probs[row]), bool(greedy[row]))

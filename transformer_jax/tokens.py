@@ -85,10 +85,10 @@ def check_tokens(tokens: Tokens, vocab_size: int, max_length: int, what: str = "
     return tokens
 
 
-def check_batch(batch: Batch, vocab_size: int, max_length: int) -> Batch:
+def check_batch(batch: Batch, vocab_size: int, max_length: int, source_vocab_size: int | None = None) -> Batch:
     """The same batch; raises ValueError where an id, a label or a position is outside of its table."""
     check_tokens(batch.target, vocab_size, max_length, "target")
     check_ids(batch.labels, vocab_size, "label")
     if batch.source is not None:
-        check_tokens(batch.source, vocab_size, max_length, "source")
+        check_tokens(batch.source, source_vocab_size or vocab_size, max_length, "source")
     return batch

@@ -19,6 +19,7 @@ from transformer_jax.data.chat import Chats
 from transformer_jax.data.corpora import Pairs
 from transformer_jax.data.load import Data
 from transformer_jax.data.objectives import arrangement_of
+from transformer_jax.data.tokenizer import papers_of
 from transformer_jax.diagnose import make_diagnosis
 from transformer_jax.errors import InputError
 from transformer_jax.evaluate import answer, exact_match, make_evaluator
@@ -27,7 +28,7 @@ from transformer_jax.model.transformer import Transformer
 from transformer_jax.objective import make_loss
 from transformer_jax.optimizer import make_schedule
 from transformer_jax.partition import Partitioner, part_bytes
-from transformer_jax.run import CONFIG, TOKENIZER, first_state, join_of
+from transformer_jax.run import CONFIG, first_state, join_of
 from transformer_jax.step import TrainState
 from transformer_jax.tokens import Batch
 
@@ -62,7 +63,7 @@ class Trainer:
         self.mine = self.partitioner.mine(run.batch_size)
         self.batches = self.data.batches(self.mine)
         self.draw = functools.partial(draw_checked, self.batches, run.model)
-        self.papers = {TOKENIZER: self.data.tokenizer.to_json(), CONFIG: to_json(run)}
+        self.papers = papers_of(self.data.tokenizer) | {CONFIG: to_json(run)}
         self.make = functools.partial(first_state, run)
         # compiled where it computes; where it only puts together, compiled it would copy
         self.join = jax.jit(join_of(run)) if run.tuning.lora else join_of(run)

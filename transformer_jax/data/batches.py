@@ -272,7 +272,7 @@ class Batches:
 def draw_checked(batches: Batches, model: ModelConfig, step: int) -> Drawn:
     """The batch of a step, all of whose ids and positions are in their tables."""
     drawn = batches.draw(step)
-    check_batch(drawn.batch, model.vocab_size, model.max_length)
+    check_batch(drawn.batch, model.vocab_size, model.max_length, model.source_vocab_size)
     return drawn
 
 

@@ -58,7 +58,7 @@ class Pairs:
 
     def tokens(self, tokenizer: Tokenizer) -> tuple[Ragged, ...]:
         """Of the sources and of the targets."""
-        return Ragged.of(tokenizer.encode(self.sources)), Ragged.of(tokenizer.encode(self.targets))
+        return Ragged.of(tokenizer.source.encode(self.sources)), Ragged.of(tokenizer.encode(self.targets))
 
     def chosen(self, kept: np.ndarray) -> "Pairs":
         """Some of the pairs."""

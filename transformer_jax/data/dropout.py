@@ -29,18 +29,19 @@ def segmented(
     Raises:
         InputError: the tokenizer has no merges.
     """
-    model = json.loads(tokenizer.inner.to_str())["model"]
-    if not model.get("merges"):
-        raise InputError(
-            f"data.bpe_dropout={config.bpe_dropout} leaves out merges, and data.tokenizer={config.tokenizer!r} has "
-            "none; --data.tokenizer bpe has."
-        )
-    merges, count = merges_of(model), config.bpe_segmentations
+    count = config.bpe_segmentations
 
-    def side(number: int, texts: Sequence[str]) -> Ragged:
-        return segment(tokenizer, texts, merges, config.bpe_dropout, [(seed, number, turn) for turn in range(count)])
+    def side(number: int, texts: Sequence[str], tokenizer: Tokenizer) -> Ragged:
+        model = json.loads(tokenizer.inner.to_str())["model"]
+        if not model.get("merges"):
+            raise InputError(
+                f"data.bpe_dropout={config.bpe_dropout} leaves out merges, and data.tokenizer={config.tokenizer!r} has "
+                "none; --data.tokenizer bpe has."
+            )
+        keys = [(seed, number, turn) for turn in range(count)]
+        return segment(tokenizer, texts, merges_of(model), config.bpe_dropout, keys)
 
-    return SegmentedExamples(side(0, sources), side(1, targets), count)
+    return SegmentedExamples(side(0, sources, tokenizer.source), side(1, targets, tokenizer), count)
 
 
 def merges_of(model: dict) -> Merges:

@@ -1,10 +1,9 @@
 """A run's settings -> its tokenizer, its training batches and its validation rows."""
 
 import dataclasses
-import itertools
-from collections.abc import Iterator
 from hashlib import blake2b
-from typing import NamedTuple
+from itertools import chain
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -29,7 +28,7 @@ from transformer_jax.data.objectives import (
 from transformer_jax.data.prepared import Prepared, check_tokenizer
 from transformer_jax.data.ragged import Ragged
 from transformer_jax.data.sources import Corpus, Source, joined
-from transformer_jax.data.tokenizer import TRAINERS, Tokenizer, make_tokenizer
+from transformer_jax.data.tokenizer import TRAINERS, Tokenizer, make_tokenizer, papers_of
 from transformer_jax.errors import InputError
 from transformer_jax.files import decode, read_whole
 from transformer_jax.tokens import ALL, Mine
@@ -208,6 +207,11 @@ def check_vocabulary(model: ModelConfig, tokenizer: Tokenizer, special: SpecialC
         raise InputError(
             f"model.vocab_size={model.vocab_size} is smaller than the tokenizer's {tokenizer.size} tokens."
         )
+    if model.vocabulary_of("source") < tokenizer.source.size:
+        raise InputError(
+            f"model.source_vocab_size={model.vocabulary_of('source')} is smaller than the sources' tokenizer's "
+            f"{tokenizer.source.size} tokens."
+        )
     ids = [(role, getattr(tokenizer, f"{role}_id")) for role in ("pad", "bos", "eos", "sep")]
     ids += [("first", special.first or 0), *(("stops", number) for number in special.stops)]
     for role, number in ids:
@@ -228,14 +232,26 @@ def resolve(run: RunConfig, corpora: list[Source], tokenizer: Tokenizer | None) 
         data = dataclasses.replace(data, chat_template=text)
     if isinstance(first, Prepared) and data.tokenizer in TRAINERS:
         data = dataclasses.replace(data, tokenizer=first.tokenizer_path)
+    apart = bool(data.source_tokenizer)
+    if apart and (first.kind != "pairs" or not ARRANGEMENTS[run.model.mode].has_source or isinstance(first, Prepared)):
+        raise InputError("data.source_tokenizer is for pairs that are read as text, and an encoder to read them.")
     if tokenizer is None:
         names = tokens_needed(name, run.model, data)
 
-        def texts() -> Iterator[str]:
-            return itertools.chain.from_iterable(corpus.all_texts() for corpus in corpora)
+        def made(kind: str, side: str, names: list[str]) -> Tokenizer:
+            texts = (getattr(corpus, side) if apart else corpus.all_texts() for corpus in corpora)
+            return make_tokenizer(
+                kind, data.tokenizer_size, lambda: chain.from_iterable(texts), names, data.special.ids
+            )
 
-        tokenizer = make_tokenizer(data.tokenizer, data.tokenizer_size, texts, names, data.special.ids)
-    model = run.model.replace(vocab_size=run.model.vocab_size or tokenizer.size)
+        tokenizer = made(data.tokenizer, "targets", names)
+        if apart:
+            tokenizer.source = made(data.source_tokenizer, "sources", [])
+    changes: dict[str, Any] = {"vocab_size": run.model.vocab_size or tokenizer.size}
+    if apart:
+        size = run.model.source_vocab_size or tokenizer.source.size
+        changes |= {"share_source_embedding": False, "source_vocab_size": size}
+    model = run.model.replace(**changes)
     check_vocabulary(model, tokenizer, data.special)
     run = dataclasses.replace(run, model=model, data=dataclasses.replace(data, objective=name))
     return with_batch_size(run), tokenizer
@@ -276,7 +292,7 @@ def load_data(run: RunConfig, tokenizer: Tokenizer | None = None) -> Data:
         named |= dict(zip(found.train, held_out, strict=True))
     corpora = {"train": found.train.values(), "validation": (*found.validation, *found.named.values())}
     prints = {f"data.{name}": "; ".join(map(_fingerprint, each)) for name, each in corpora.items()}
-    digest = blake2b(tokenizer.to_json().encode(), digest_size=16).hexdigest()
+    digest = blake2b("".join(papers_of(tokenizer).values()).encode(), digest_size=16).hexdigest()
     report = [f"{name}, {line}" if name else line for name, each in zip(found.train, made) for line in each.report]
     report += [line for each in held_out for line in each.report] if len(held_out) == 1 else []
     report += [f"{name}, {line}" for name, each in named.items() for line in each.report]
@@ -308,7 +324,7 @@ def prompts_of(texts: list[str], config: RunConfig, tokenizer: Tokenizer) -> lis
         template, prompt = template_of(config, tokenizer), arrangement_of(name, config.model.mode).prompt
         return [prompt(template.prompt([Turn("user", text)]).astype(np.int32), tokenizer) for text in texts]
     if special.prompts == "tokenizer" and name in ("causal", "sequence-to-sequence"):
-        found, start = tokenizer.encode_as_published(texts), np.array([tokenizer.bos_id], np.int32)
+        found, start = tokenizer.source.encode_as_published(texts), np.array([tokenizer.bos_id], np.int32)
         if ARRANGEMENTS[config.model.mode].has_source:
             return [(ids, start) for ids in found]
         if name == "causal":
@@ -317,5 +333,5 @@ def prompts_of(texts: list[str], config: RunConfig, tokenizer: Tokenizer) -> lis
         return [(None, np.concatenate([[tokenizer.bos_id], ids]).astype(np.int32)) for ids in tokenizer.encode(texts)]
     prompt = arrangement_of(name, config.model.mode).prompt
     if name not in TEXT_OBJECTIVES:
-        return [prompt(ids, tokenizer) for ids in tokenizer.encode(texts)]
+        return [prompt(ids, tokenizer) for ids in tokenizer.source.encode(texts)]
     return [prompt(TEXT_OBJECTIVES[name].prompt(text, tokenizer).astype(np.int32), tokenizer) for text in texts]

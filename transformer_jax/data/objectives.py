@@ -114,7 +114,7 @@ def _one_on(source: Ragged | None, whole: Ragged, given: np.ndarray, flags: Ragg
 
 def _apart(sources: Ragged, targets: Ragged, tokenizer: Tokenizer) -> Arranged:
     whole = chain(tokenizer.bos_id, targets, tokenizer.eos_id)
-    return _one_on(chain(sources, tokenizer.eos_id), whole, np.ones(len(targets), np.int64))
+    return _one_on(chain(sources, tokenizer.source.eos_id), whole, np.ones(len(targets), np.int64))
 
 
 def _joined(sources: Ragged, targets: Ragged, tokenizer: Tokenizer) -> Arranged:
@@ -123,7 +123,7 @@ def _joined(sources: Ragged, targets: Ragged, tokenizer: Tokenizer) -> Arranged:
 
 
 def _prompt_apart(source: np.ndarray, tokenizer: Tokenizer) -> tuple[np.ndarray | None, np.ndarray]:
-    return np.append(source, tokenizer.eos_id), np.array([tokenizer.bos_id])
+    return np.append(source, tokenizer.source.eos_id), np.array([tokenizer.bos_id])
 
 
 def _prompt_joined(source: np.ndarray, tokenizer: Tokenizer) -> tuple[np.ndarray | None, np.ndarray]:

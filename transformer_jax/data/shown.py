@@ -54,7 +54,7 @@ def lines_of(batch: Batch, row: int, tokenizer: Tokenizer) -> Iterator[list[Text
         lines = []
         if batch.source is not None:
             read = np.asarray(batch.source.ids[row])[np.asarray(batch.source.segments[row]) == segment]
-            lines.append(_line("source", _said(read, tokenizer), colour))
+            lines.append(_line("source", _said(read, tokenizer.source), colour))
         ids, labels, weights = (np.asarray(x[row])[place] for x in (batch.target.ids, batch.labels, batch.weights))
         stretches = _in_order if np.array_equal(ids[1:], labels[:-1]) else _in_place
         for label, said in stretches(ids, labels, weights > 0, tokenizer):

@@ -118,6 +118,8 @@ class Tokenizer:
     `sentinel_ids` are those of <extra_id_0>, <extra_id_1>, ... where there are any. A special token that is missing,
     and those of `names`, are added at the end; where `ids` says which those of a published model are, no role's is, and
     what there is none for is the end of a text. Text never turns into one: a text that contains `<eos>` is spelled out.
+
+    `source` is the tokenizer of the sources of pairs: this one, where they have none of their own.
     """
 
     def __init__(self, inner: "tk.Tokenizer", names: Sequence[str] = (), ids: Mapping[str, int] | None = None) -> None:
@@ -134,6 +136,8 @@ class Tokenizer:
         while (token := inner.token_to_id(f"<extra_id_{len(self.sentinel_ids)}>")) is not None:
             self.sentinel_ids.append(token)
         self.pad_id, self.bos_id, self.eos_id, self.sep_id, self.unk_id = map(self._role, ROLES)
+
+        self.source = self
 
     def _role(self, role: str) -> int:
         if role in self._ids:
@@ -289,6 +293,31 @@ def load_tokenizer(
         inner = sentencepiece.tokenizer_of_pieces(sentencepiece.read_pieces(name))
         return tokenizer_of(inner.to_str(), names, name, special)
     return tokenizer_of(decode(name, read_whole(name, MOST_BYTES)), names, name, special)
+
+
+TOKENIZER, SOURCE_TOKENIZER = "tokenizer.json", "source_tokenizer.json"
+
+
+def papers_of(tokenizer: Tokenizer) -> dict[str, str]:
+    """What a run's folder says of its tokenizer, by the files' names."""
+    source = {} if tokenizer.source is tokenizer else {SOURCE_TOKENIZER: tokenizer.source.to_json()}
+    return {TOKENIZER: tokenizer.to_json()} | source
+
+
+def tokenizer_of_papers(papers: Mapping[str, str], special: Mapping[str, int] | None = None) -> Tokenizer:
+    """The tokenizer that `papers_of` told. Raises InputError."""
+    tokenizer = tokenizer_of(papers[TOKENIZER], special=special)
+    if SOURCE_TOKENIZER in papers:
+        tokenizer.source = tokenizer_of(papers[SOURCE_TOKENIZER], name=SOURCE_TOKENIZER, special=special)
+    return tokenizer
+
+
+def read_tokenizer(folder: Path, special: Mapping[str, int] | None = None) -> Tokenizer:
+    """The tokenizer of a run's folder, with that of the sources where it has one. Raises InputError."""
+    tokenizer = load_tokenizer(folder / TOKENIZER, special=special)
+    if (folder / SOURCE_TOKENIZER).exists():
+        tokenizer.source = load_tokenizer(folder / SOURCE_TOKENIZER, special=special)
+    return tokenizer
 
 
 def _byte_alphabet() -> list[str]:

@@ -37,7 +37,7 @@ _more = functools.partial(jax.jit, static_argnames=("model", "plan"), donate_arg
 def as_tokens(tokens: Tokens | Any, config: ModelConfig, what: str) -> Tokens:
     """Tokens whose ids and positions the model has."""
     tokens = tokens if isinstance(tokens, Tokens) else Tokens.from_ids(tokens)
-    return check_tokens(tokens, config.vocab_size, config.max_length, what)
+    return check_tokens(tokens, config.vocabulary_of(what), config.max_length, what)
 
 
 def _number(name: str, value: float, least: float, most: float, open_below: bool = False) -> None:

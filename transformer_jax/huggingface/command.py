@@ -85,11 +85,12 @@ def save_run(folder: Path, run: "Run", facts: dict[str, Any]) -> None:
 
     from transformer_jax.checkpoint import Checkpoints
     from transformer_jax.config_file import to_json
+    from transformer_jax.data.tokenizer import papers_of
     from transformer_jax.resume import write_papers
-    from transformer_jax.run import CHECKPOINTS, CONFIG, TOKENIZER
+    from transformer_jax.run import CHECKPOINTS, CONFIG
     from transformer_jax.step import TrainState
 
-    papers = {TOKENIZER: run.tokenizer.to_json(), CONFIG: to_json(run.config)}
+    papers = papers_of(run.tokenizer) | {CONFIG: to_json(run.config)}
     state = TrainState.create(run.params, optax.identity(), run.config.seed)
     with Checkpoints(folder / CHECKPOINTS, run.config.checkpoint) as checkpoints:
         checkpoints.open()

@@ -263,7 +263,7 @@ class Transformer(nn.Module):
         self.encoder = Stack(config.of_stack("encoder"), causal=False, cross=False) if two else None
         self.decoder = Stack(config, causal=True, cross=two)
         if two and not config.share_source_embedding:
-            self.source_embedding = Embedding(config)
+            self.source_embedding = Embedding(config.replace(vocab_size=config.vocabulary_of("source")))
         if not config.tie_embeddings:
             self.output = Einsum("BTD,DV->BTV", config)
         bias = config.output_bias
