@@ -255,6 +255,13 @@ def test_text_that_has_changed_meanwhile_is_refused(copied, texts, tmp_path, mon
     assert "has other text than the shards" in capsys.readouterr().err
 
 
+def test_a_folder_with_other_files_is_left_alone(tmp_path, texts, capsys):
+    (tmp_path / "mine.tmp").write_text("mine")
+    assert prepare(tmp_path, texts[0]) == 2
+    assert "has other files in it (mine.tmp): give a new folder" in capsys.readouterr().err
+    assert contents(tmp_path) == {"mine.tmp": b"mine"}
+
+
 def test_conversations_are_refused(tmp_path, capsys):
     turns = [{"role": "user", "content": "hello"}, {"role": "assistant", "content": "hello"}]
     (tmp_path / "a.jsonl").write_text(json.dumps({"messages": turns}) + "\n")

@@ -8,6 +8,7 @@ import dataclasses
 import itertools
 import json
 import os
+import re
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Executor, Future
@@ -30,11 +31,12 @@ from transformer_jax.data.prepared import (
     names_of,
     read_paper,
 )
-from transformer_jax.data.tokenizer import Tokenizer, load_tokenizer, make_tokenizer, tokenizer_of
+from transformer_jax.data.tokenizer import TRAINERS, Tokenizer, load_tokenizer, make_tokenizer, tokenizer_of
 from transformer_jax.errors import InputError
 from transformer_jax.folders import sync, write_whole
 from transformer_jax.workers import processes
 
+OURS = re.compile(r"lock|tokenizer\.json|prepared\.json|(\w+-\d+\.(tokens|ends)|(tokenizer|prepared)\.json)\.tmp")
 BLOCK = 2**20  # letters that a process encodes at a time
 SAMPLE = 2**26  # letters that a tokenizer is trained on
 
@@ -145,7 +147,8 @@ class Writer:
         self.folder, self.paper = folder, paper
         self.sides = PARTS[paper["kind"]]
         for left in folder.glob("*.tmp"):
-            left.unlink()
+            if OURS.fullmatch(left.name):
+                left.unlink()
         self._open()
 
     def _open(self) -> None:
@@ -194,7 +197,7 @@ class Writer:
 def _make_tokenizer(folder: Path, wanted: Wanted, total: int, say: Callable[[str], None]) -> Path:
     """The file of the folder's tokenizer; one that is trained is so in a process, whose memory is given back."""
     sample = min(1.0, SAMPLE / max(total, 1)) if wanted.tokenizer != "char" else 1.0
-    if Path(wanted.tokenizer).exists():
+    if wanted.tokenizer not in TRAINERS:
         text = make_tokenizer(wanted.tokenizer, wanted.size, lambda: ()).to_json()
     else:
         say("trains a tokenizer" + (f" on {sample:.1%} of the text" if sample < 1 else ""))
@@ -236,6 +239,8 @@ def prepare(
         InputError: the data cannot be used, or the folder holds another preparation, or is damaged.
     """
     paper = read_paper(folder)
+    if paper is None and (others := [path.name for path in folder.iterdir() if not OURS.fullmatch(path.name)]):
+        raise InputError(f"{folder} has other files in it ({sorted(others)[0]}): give a new folder.")
     asked = {"data": list(wanted.data), "wanted_tokenizer": [wanted.tokenizer, wanted.size]}
     asked["shard_tokens"] = wanted.shard_tokens
     for name, value in asked.items():
