@@ -12,6 +12,7 @@ from typing import Annotated, Any
 import tyro
 
 from transformer_jax.bench.command import command_bench
+from transformer_jax.compare.command import command_compare
 from transformer_jax.config import RunConfig
 from transformer_jax.config_checks import at_least, nearest
 from transformer_jax.config_file import flat, opened, read_config
@@ -301,6 +302,7 @@ COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "import": command_import,
     "export": command_export,
     "prepare": command_prepare,
+    "compare": command_compare,
     "bench": command_bench,
     "verify": command_verify,
 }
