@@ -14,8 +14,9 @@ from typing import Any
 import jax
 import numpy as np
 
-from transformer_jax.data.objectives import ARRANGEMENTS
+from transformer_jax.data.objectives import ARRANGEMENTS, arrangement_of
 from transformer_jax.decoding import Prompt, generate_all
+from transformer_jax.errors import InputError
 from transformer_jax.run import Run
 from transformer_jax.scoring import Question, score
 
@@ -34,6 +35,12 @@ class HarnessModel(TemplateLM):
 
     def __init__(self, run: Run, batch_size: int = 32, seed: int = 0) -> None:
         super().__init__()
+        data = run.config.data
+        if not arrangement_of(data.objective, run.config.model.mode).answers or data.source_tokenizer:
+            raise InputError(
+                f"The harness asks for what follows a text: not of a run with data.objective={data.objective!r}"
+                f"{' and two tokenizers' if data.source_tokenizer else ''}."
+            )
         self.run, self.batch_size, self.key = run, batch_size, jax.random.key(seed)
         self.backend = "seq2seq" if self._reads_source else "causal"
 

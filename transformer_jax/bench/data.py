@@ -44,7 +44,7 @@ CASES = {
     "code-span-corruption": _recipe("code", "span-corruption", mode="encoder-decoder"),
     "code-ul2": _recipe("code", "ul2", mode="encoder-decoder"),
 }
-STEPS = 10  # of a turn
+STEPS = 4  # of a turn
 DRAWN = 100  # batches of a turn of the pipeline alone
 PROCESSES = 2
 PIPELINE, ALONE, TRAINING = "pipeline alone", "steps alone", "training"
