@@ -122,7 +122,8 @@ def test_a_comparison_is_made_once_and_goes_on(pairs, tmp_path, capsys):
     for each in result["arms"].values():
         (run,) = each["runs"].values()
         assert run["scores"]["loss"] > 0
-        assert [point["step"] for point in run["curve"]] == [2, each["steps"]]
+        assert len(run["curve"]) == 2
+        assert run["curve"][-1]["step"] == each["steps"]
         assert set(run["latency"]) == {"8", "32"}
         assert each["parameters"] == pytest.approx(result["arms"]["encoder-decoder"]["parameters"], rel=0.01)
     text = read((tmp_path / PAGE).read_text())
