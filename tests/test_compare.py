@@ -20,7 +20,7 @@ def test_the_names_are_those_of_the_arms():
 
 @pytest.mark.parametrize("mode", ["encoder-decoder", "decoder-only"])
 @pytest.mark.parametrize("arm", NAMES)
-@pytest.mark.parametrize("layers", [(2, 3), (1, 1), (4, 4)])
+@pytest.mark.parametrize("layers", [(2, 3), *(pytest.param(each, marks=pytest.mark.long) for each in [(1, 1), (4, 4)])])
 def test_arms_have_as_many_parameters(mode, arm, layers):
     model = ModelConfig(
         mode=mode, vocab_size=50, d_model=32, num_heads=2, num_encoder_layers=layers[0], num_layers=sum(layers)

@@ -133,6 +133,7 @@ def test_sources_of_two_kinds_are_refused(tmp_path):
         load_data(run_of("decoder-only", [f"{first}=1", f"{tmp_path / 'b.tsv'}=1"]))
 
 
+@pytest.mark.long
 def test_a_run_of_a_mixture_scores_each_and_goes_on(tmp_path, capsys):
     paths = [write_texts(tmp_path / f"{name}.jsonl", letters, 300) for name, letters in (("a", "ab"), ("b", "yz"))]
     flags = ["--data.mixture", f"{paths[0]}=3", f"{paths[1]}=1", "--data.tokenizer=char", "--eval-every=2", "--steps=4"]

@@ -115,6 +115,7 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.long
 def test_killed_and_started_again_it_writes_the_same(texts, tmp_path):
     """Before each of the papers that it writes: a shard may be there that no paper knows yet."""
     path, folder = texts
@@ -337,6 +338,7 @@ def test_another_tokenizer_is_refused(texts, tmp_path):
         load_data(run_of("decoder-only", str(tmp_path / "tokenizer.json"), folder))
 
 
+@pytest.mark.long
 def test_evaluate_wants_the_text(texts, tmp_path, capsys):
     _, folder = texts
     small = ["--model.d-model=8", "--model.num-heads=2", "--model.num-layers=1", "--model.max-length=32"]

@@ -63,6 +63,7 @@ def test_a_size_needs_a_table():
         ModelConfig(vocab_size=9, source_vocab_size=7)
 
 
+@pytest.mark.long
 def test_a_run_of_two_vocabularies(pairs, tmp_path, capsys):
     """It trains, goes on, answers, is evaluated, refuses other tokens, and another run starts from it."""
     folder = tmp_path / "run"
