@@ -143,6 +143,7 @@ def test_one_beam_is_greedy(config):
 
 
 @every_mode
+@pytest.mark.long
 def test_neighbours_and_padding_do_not_matter(config):
     """Alone at its own length, and among others on the other side of more padding."""
     options = dict(beam_size=3, num_return=2, eos_id=stops_of(config), max_new_tokens=NEW)

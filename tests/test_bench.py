@@ -29,6 +29,7 @@ CASES = {
 
 
 @pytest.mark.parametrize("name", ["decoder", "both"])
+@pytest.mark.long
 def test_all_ways_say_the_same(name, monkeypatch):
     """With a cache and without one, and with the source's keys computed again at each step."""
     monkeypatch.setattr(generate.peers, "gpt2", lambda *_: None)

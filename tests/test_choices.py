@@ -109,6 +109,7 @@ def test_several_outputs_are_drawn_for_a_prompt(config):
 
 
 @every_mode
+@pytest.mark.long
 def test_what_is_drawn_does_not_depend_on_the_batch(config):
     """Batches of 2 and of 5, in parts, and alone: a prompt's place is what tells its drawing apart."""
     prompts = [(np.arange(4) + i if has_source(config) else None, np.array(PROMPTS[i % 3])) for i in range(5)]

@@ -341,6 +341,7 @@ def test_evaluate_prints_one_object(mode):
 
 
 @one_mode
+@pytest.mark.long
 def test_scores_of_given_targets_add_up_to_the_loss(mode):
     """One line a pair, in order; their sum is the loss of `evaluate` times its tokens, to 1e-5."""
     status, out, err = call("evaluate", finished(mode), "--data held-out.tsv --score")

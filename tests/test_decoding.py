@@ -235,6 +235,7 @@ def all_of(config, indices, **options):
 
 
 @every_mode
+@pytest.mark.long
 def test_batches_of_any_size_give_the_same(config):
     """Each prompt once, without padding; scores to 1e-5."""
     ids, scores = slow_greedy(config)

@@ -65,6 +65,7 @@ def test_a_weight_has_a_scale_for_each_output(label):
 
 
 @pytest.mark.parametrize("mode", ["encoder-decoder", pytest.param("decoder-only", marks=pytest.mark.long)])
+@pytest.mark.long
 def test_what_is_said_is_that_of_the_rounded_weights(mode, monkeypatch):
     """Also where weights are read block by block, as large ones are on a CPU."""
     config = variant("plain", mode)

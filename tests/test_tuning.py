@@ -97,6 +97,7 @@ def stepped(run, steps=3):
 
 
 @pytest.mark.parametrize("mode", ["decoder-only", pytest.param("encoder-decoder", marks=pytest.mark.long)])
+@pytest.mark.long
 def test_training_moves_adapters_alone(mode):
     """And the optimizer has no moments of anything else. The same model with the adapters merged says the same."""
     run = run_of(TuningConfig(lora=("attention/(query|value)=4", "feed_forward=2"), lora_alpha=8.0), mode=mode)
