@@ -59,8 +59,7 @@ class _Bar:
 
         from transformer_jax.terminal import Terminal
 
-        self.terminal, self.since, self.spoke, self.start = Terminal(), time.monotonic(), time.monotonic(), 0
-        self.shown = total
+        self.terminal, self.spoke, self.total = Terminal(), time.monotonic(), total
         self.bar = progress.Progress(
             progress.TextColumn("{task.description}"),
             progress.BarColumn(),
@@ -77,7 +76,7 @@ class _Bar:
         self.bar.update(self.task, completed=letters, description=text)
         if not self.terminal.console.is_terminal and time.monotonic() - self.spoke > 10:
             self.spoke = time.monotonic()
-            self.terminal.say(text + (f" of about {self.shown / 1e6:,.0f} MB" if self.shown else ""))
+            self.terminal.say(text + (f" of about {self.total / 1e6:,.0f} MB" if self.total else ""))
 
 
 def command_prepare(arguments: list[str]) -> int:

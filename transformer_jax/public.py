@@ -1,5 +1,8 @@
 """The public names, imported; `import transformer_jax` alone waits with that until one of them is used."""
 
+# ruff: noqa: F401 - which names they are is said there
+
+from transformer_jax import __all__ as __all__
 from transformer_jax.config import ModelConfig, RunConfig
 from transformer_jax.decoding import Generated, generate
 from transformer_jax.huggingface.run import load_huggingface, save_huggingface
@@ -11,24 +14,3 @@ from transformer_jax.optimizer import make_optimizer
 from transformer_jax.run import Run, load_run
 from transformer_jax.step import TrainState, train_step
 from transformer_jax.tokens import Batch, Tokens
-
-__all__ = [
-    "Batch",
-    "Cache",
-    "Generated",
-    "Memory",
-    "ModelConfig",
-    "Run",
-    "RunConfig",
-    "Tokens",
-    "TrainState",
-    "Transformer",
-    "generate",
-    "int8_weights",
-    "load_huggingface",
-    "load_run",
-    "make_loss",
-    "make_optimizer",
-    "save_huggingface",
-    "train_step",
-]

@@ -23,7 +23,7 @@ from transformer_jax.data.batches import draw_checked
 from transformer_jax.data.corpora import Pairs, Texts
 from transformer_jax.data.load import load_data
 from transformer_jax.data.prepare import Wanted, prepare
-from transformer_jax.data.prepared import TOKENIZER
+from transformer_jax.data.tokenizer import TOKENIZER
 from transformer_jax.pace import ahead, tokens_of
 from transformer_jax.partition import Partitioner
 from transformer_jax.recipes import find_recipe

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import jax
 
+from transformer_jax.compare import ARMS
 from transformer_jax.compare.measure import seconds_of
 from transformer_jax.config import ModelConfig, RunConfig
 from transformer_jax.data.batches import PackedRows
@@ -21,11 +22,6 @@ from transformer_jax.describe import measure_model
 from transformer_jax.errors import InputError
 from transformer_jax.run import abstract_params
 
-ARMS: dict[str, dict[str, Any]] = {
-    "encoder-decoder": {"mode": "encoder-decoder", "prefix_attention": "causal"},
-    "decoder-only": {"mode": "decoder-only", "prefix_attention": "causal"},
-    "prefix-lm": {"mode": "decoder-only", "prefix_attention": "bidirectional"},
-}
 BACKWARD = 3  # FLOPs of a training step, in those of its forward pass
 
 
@@ -37,19 +33,21 @@ class Arm(NamedTuple):
         parameters: of the model.
         examples: that a step reads on average.
         flops: of a step, of full rows.
+        seconds: that a step takes here.
     """
 
     run: RunConfig
     parameters: int
     examples: float
     flops: float
+    seconds: float
 
 
 # What a step costs of what is matched.
 COSTS: dict[str, Callable[[Arm], float]] = {
     "parameters": lambda arm: arm.examples,
     "flops": lambda arm: arm.flops,
-    "time": lambda arm: seconds_of(arm.run),
+    "time": lambda arm: arm.seconds,
 }
 
 
@@ -73,7 +71,7 @@ def matched(model: ModelConfig, changes: Mapping[str, Any], budget: int) -> Mode
     """The model with the changes that has as many parameters as `budget`: first by its layers, then by d_ff.
 
     Raises:
-        InputError: there is none within a tenth of a percent.
+        InputError: there is none within a hundredth.
     """
     if changes["mode"] == model.mode:
         return model.replace(**changes)
@@ -118,7 +116,7 @@ def arms_of(run: RunConfig, names: tuple[str, ...], match: str) -> dict[str, Arm
     found = {}
     for name in names:
         model = matched(own.run.model, ARMS[name], own.parameters)
-        arm = _arm(dataclasses.replace(run, model=model))
+        arm = own if model == own.run.model else _arm(dataclasses.replace(run, model=model))
         assert arm is not None
         found[name] = arm
     cost = COSTS[match]
@@ -143,4 +141,5 @@ def _arm(run: RunConfig) -> Arm | None:
     model = data.config.model
     flops = sum(part.flops for part in measure_model(model, run.batch_size, room_of(model, run.data)))
     examples = len(data.train.members.ids) / len(data.train) * run.batch_size
-    return Arm(dataclasses.replace(run, model=model), count(model), examples, BACKWARD * flops)
+    settings = dataclasses.replace(run, model=model)
+    return Arm(settings, count(model), examples, BACKWARD * flops, seconds_of(data))

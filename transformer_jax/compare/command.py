@@ -7,12 +7,13 @@ import sys
 from pathlib import Path
 from typing import Any, Literal
 
+from transformer_jax.compare import ARMS
 from transformer_jax.config import RunConfig
 from transformer_jax.config_checks import at_least, nearest
 from transformer_jax.config_file import differences, read_config, to_json
 from transformer_jax.errors import ERRORS, InputError
+from transformer_jax.folders import write_whole
 
-NAMES = ("encoder-decoder", "decoder-only", "prefix-lm")
 RECIPE, PLAN, RESULT, PAGE = "recipe.json", "plan.json", "compare.json", "compare.html"
 STOPPED = 75
 
@@ -26,15 +27,15 @@ class CompareArguments(RunConfig):
     with as many parameters, FLOPs or time of training, for which the number of steps is changed."""
     seeds: int = 3
     """Runs of each arm, with seeds from --seed on."""
-    arms: tuple[str, ...] = NAMES
+    arms: tuple[str, ...] = tuple(ARMS)
     """Which are compared: encoder-decoder, decoder-only, prefix-lm."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         at_least(self, 1, "seeds")
         for name in self.arms:
-            if name not in NAMES:
-                raise ValueError(f"arms: {name!r} is none of {', '.join(NAMES)}.{nearest(name, NAMES)}")
+            if name not in ARMS:
+                raise ValueError(f"arms: {name!r} is none of {', '.join(ARMS)}.{nearest(name, ARMS)}")
         if len(set(self.arms)) < max(2, len(self.arms)):
             raise ValueError(f"arms={' '.join(self.arms)}: give two or more, each once.")
 
@@ -42,9 +43,8 @@ class CompareArguments(RunConfig):
 def plan_of(args: CompareArguments, run: RunConfig, folder: Path) -> dict[str, Any]:
     """The arms, as they were decided when the comparison began. Raises InputError where it was another one."""
     from transformer_jax.compare.arms import arms_of
-    from transformer_jax.compare.measure import seconds_of, state_bytes
+    from transformer_jax.compare.measure import state_bytes
     from transformer_jax.data.objectives import ARRANGEMENTS
-    from transformer_jax.folders import write_whole
 
     asked = {"match": args.match, "arms": list(args.arms)}
     if (folder / PLAN).exists():
@@ -63,7 +63,7 @@ def plan_of(args: CompareArguments, run: RunConfig, folder: Path) -> dict[str, A
             "examples": arm.examples * arm.run.steps,
             "flops_per_step": arm.flops,
             "training_flops": arm.flops * arm.run.steps,
-            "seconds_per_step": seconds_of(arm.run),
+            "seconds_per_step": arm.seconds,
             "state_bytes": state_bytes(arm.run),
             "encoder_layers": model.num_encoder_layers if ARRANGEMENTS[model.mode].has_source else 0,
             "decoder_layers": model.num_layers,
@@ -78,6 +78,8 @@ def plan_of(args: CompareArguments, run: RunConfig, folder: Path) -> dict[str, A
 
 def outcome(arm: RunConfig, folder: Path, seed: int) -> dict[str, Any] | None:
     """The scores of an arm, trained where it is not yet, or why there are none; None where an end was asked for."""
+    import jax
+
     from transformer_jax.compare.measure import result_of
     from transformer_jax.loop import train
     from transformer_jax.terminal import Terminal
@@ -87,7 +89,7 @@ def outcome(arm: RunConfig, folder: Path, seed: int) -> dict[str, Any] | None:
         if train(run, Terminal()) == STOPPED:
             return None
         return result_of(folder)
-    except ERRORS as error:
+    except (*ERRORS, jax.errors.JaxRuntimeError) as error:  # the latter where a device has too little memory
         print(f"transformer-jax: {folder}: {error}", file=sys.stderr)
         return {"error": str(error)}
 
@@ -127,8 +129,8 @@ def command_compare(arguments: list[str]) -> int:
                     print(f"{folder}: stopped, all saved; the same command goes on from here.", file=sys.stderr)
                     return STOPPED
                 arms[name]["runs"][str(seed)] = found
-                (folder / RESULT).write_text(json.dumps(result, indent=1) + "\n", "utf-8")
-                (folder / PAGE).write_text(page(result), "utf-8")
+                write_whole(folder / RESULT, json.dumps(result, indent=1) + "\n")
+                write_whole(folder / PAGE, page(result))
     print(answer(result, columns_of(result)))
     print(f"{folder / PAGE} has the curves, {folder / RESULT} the numbers.")
     return int(any("error" in each for arm in arms.values() for each in arm["runs"].values()))

@@ -10,10 +10,11 @@ import jax
 import numpy as np
 
 from transformer_jax.config import RunConfig
-from transformer_jax.data.load import load_data, prompts_of
+from transformer_jax.data.load import Data, prompts_of
 from transformer_jax.data.sources import load_all
 from transformer_jax.decoding import generate
 from transformer_jax.evaluate import check_kind, evaluate_run
+from transformer_jax.folders import write_whole
 from transformer_jax.metrics import read_records
 from transformer_jax.partition import Partitioner, part_bytes
 from transformer_jax.run import Run, first_state, load_run, step_of
@@ -24,9 +25,8 @@ LENGTHS = (8, 32, 128)  # tokens that are decoded for the time that it takes
 TURNS = 5
 
 
-def seconds_of(run: RunConfig, steps: int = 10) -> float:
-    """The median time of a training step, compiled and warm."""
-    data = load_data(run)
+def seconds_of(data: Data, steps: int = 10) -> float:
+    """The median time of a training step of a run, compiled and warm."""
     run, batches, partitioner = data.config, data.batches(), Partitioner.create(data.config.parallel)
     state: Any = partitioner.init(lambda key: first_state(run, key), jax.random.key(run.seed))
     program, times = partitioner.step(step_of(run), state), []
@@ -88,7 +88,7 @@ def result_of(folder: Path) -> dict[str, Any]:
         "tokens_per_second": statistics.median(record["tokens_per_second"] for record in trained),
         "latency": latency(run, _prompt(corpus)),
     }
-    path.write_text(json.dumps(result, indent=1) + "\n", "utf-8")
+    write_whole(path, json.dumps(result, indent=1) + "\n")
     return result
 
 

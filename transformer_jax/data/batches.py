@@ -191,7 +191,7 @@ class Drawn(NamedTuple):
 
 
 @runtime_checkable
-class Source(Protocol):
+class Dealer(Protocol):
     """Where the rows of training come from, in what turn."""
 
     @property
@@ -227,14 +227,14 @@ class Batches:
     `mine` are the places of every batch that this process reads.
     """
 
-    rows: "Rows | Source"
+    rows: Rows | Dealer
     batch_size: int
     seed: int
     mine: Mine = dataclasses.field(default_factory=lambda: ALL)
     _orders: dict[tuple[int, int], np.ndarray] = dataclasses.field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
-        self.source: Source = self.rows if isinstance(self.rows, Source) else Alone(self.rows)
+        self.source: Dealer = self.rows if isinstance(self.rows, Dealer) else Alone(self.rows)
 
     def _order(self, part: int, epoch: int) -> np.ndarray:
         if (part, epoch) not in self._orders:

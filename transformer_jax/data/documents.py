@@ -1,11 +1,10 @@
 """Texts and pairs as a stream, for what is too large to be held: each document once, in parts as they come."""
 
 from collections.abc import Iterable, Iterator
-from pathlib import Path
 from typing import NamedTuple
 
-from transformer_jax.data.records import KINDS, READERS, Records, is_dataset, parallel, records_of, suffix_of
-from transformer_jax.data.sources import sources_of
+from transformer_jax.data.records import KINDS, READERS, Records, is_dataset, suffix_of
+from transformer_jax.data.sources import parts_of
 from transformer_jax.errors import InputError
 from transformer_jax.files import stream_text
 
@@ -34,13 +33,9 @@ def documents_in(paths: tuple[str, ...]) -> Iterator[Document]:
         InputError: as `read`; or they hold conversations, whose tokens are for their template to say.
     """
     kinds = set()
-    for source in sources_of(paths[0]) if len(paths) == 1 else [paths[0]]:
-        if len(paths) == 2:
-            found = _documents(parallel(*paths))
-        elif is_dataset(source) or suffix_of(source) in READERS:
-            found = _documents(records_of(source))
-        else:
-            found = iter([Document("text", [(0, stream_text(Path(source)))])])
+    for source, records in parts_of(paths):
+        whole = len(paths) == 1 and not is_dataset(source) and suffix_of(source) not in READERS  # a text, however long
+        found = iter([Document("text", [(0, stream_text(source))])]) if whole else _documents(records)
         for document in found:
             kinds.add(document.kind)
             if "chat" in kinds:

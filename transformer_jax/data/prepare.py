@@ -7,6 +7,7 @@ however often it was killed and started again. A shard is there whole or not at 
 import dataclasses
 import itertools
 import json
+import math
 import os
 import re
 from collections import deque
@@ -24,14 +25,13 @@ from transformer_jax.data.prepared import (
     FORMAT,
     PAPER,
     PARTS,
-    TOKENIZER,
     counted,
     damage,
     digest_of,
     names_of,
     read_paper,
 )
-from transformer_jax.data.tokenizer import TRAINERS, Tokenizer, load_tokenizer, make_tokenizer, tokenizer_of
+from transformer_jax.data.tokenizer import TOKENIZER, TRAINERS, Tokenizer, load_tokenizer, make_tokenizer, tokenizer_of
 from transformer_jax.errors import InputError
 from transformer_jax.folders import sync, write_whole
 from transformer_jax.workers import processes
@@ -99,13 +99,15 @@ def _train(wanted: Wanted, sample: float) -> str:
     """A tokenizer trained on a share of the documents, spread over all of them, as JSON."""
 
     def texts() -> Iterator[str]:
-        passed, left = 0.0, SAMPLE
+        passed, left = 0.0, SAMPLE if wanted.tokenizer != "char" else math.inf
         for document in documents_in(wanted.data):
             for _, chunks in document.parts:
                 for chunk in chunks:
                     for start in range(0, len(chunk), BLOCK // 16):
+                        if left <= 0:  # the rest of a stream need not be read
+                            return
                         passed += sample
-                        if passed >= 1 and (left > 0 or wanted.tokenizer == "char"):
+                        if passed >= 1:
                             passed -= 1
                             part = chunk[start : start + BLOCK // 16]
                             left -= len(part)
@@ -278,20 +280,18 @@ def _write_all(
     """Encodes the blocks that no shard has yet; those before are read again, and must say what they said."""
     paper, digest = writer.paper, blake2b(digest_size=16)
     there = {shard["blocks"]: shard["source"] for shard in paper["shards"]}
-    done, letters, tokens, empty = max(there, default=0), 0, 0, True
+    done, letters, tokens = max(there, default=0), 0, 0
     waiting: deque[tuple[Future[Encoded], int, str, int]] = deque()
 
     def settle(most: int) -> None:
-        nonlocal tokens, empty
+        nonlocal tokens
         while len(waiting) > most:
             future, count, source, read = waiting.popleft()
             block = future.result()
             writer.add(block)
             tokens += sum(map(len, block.tokens))
-            empty = False
             if sum(writer.counts) >= paper["shard_tokens"]:
                 writer.close(count, source, False)
-                empty = True
             progress(read, tokens)
 
     count = 0

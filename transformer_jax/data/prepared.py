@@ -20,11 +20,11 @@ from typing import Any
 import numpy as np
 
 from transformer_jax.data.ragged import Ragged, Shards
-from transformer_jax.data.tokenizer import Tokenizer, load_tokenizer
+from transformer_jax.data.tokenizer import TOKENIZER, Tokenizer, load_tokenizer
 from transformer_jax.errors import InputError
 from transformer_jax.files import decode, read_whole, reading
 
-PAPER, TOKENIZER = "prepared.json", "tokenizer.json"
+PAPER = "prepared.json"
 PARTS = {"text": ("text",), "pairs": ("source", "target")}
 ENDS = "<i8"
 MOST_PAPER = 2**26  # bytes

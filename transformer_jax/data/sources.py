@@ -19,7 +19,7 @@ from transformer_jax.data.records import KINDS, Records, dataset_of, is_dataset,
 from transformer_jax.errors import InputError
 from transformer_jax.files import most_bytes, too_large
 
-MOST = 10_000  # turns after which the sources come in the same order again
+MOST_TURNS = 10_000  # turns after which the sources come in the same order again
 FOLDER_FILES = (".txt", ".jsonl", ".parquet", ".arrayrecord", ".array_record")
 
 
@@ -55,6 +55,13 @@ def files_of(paths: tuple[str, ...]) -> list[Path]:
     return [Path(path) for path in sources_of(paths[0])]
 
 
+def parts_of(paths: tuple[str, ...]) -> list[tuple[str, Records]]:
+    """(name, records) of each source that one path or two parallel files name; none is opened yet."""
+    if len(paths) == 2:
+        return [(paths[0], parallel(*paths))]
+    return [(source, records_of(source)) for source in sources_of(paths[0])]
+
+
 def stream(paths: tuple[str, ...], most: int | None = None) -> Records:
     """(place, record) of all that one path or two parallel files hold, one at a time; the records are of one kind.
 
@@ -65,12 +72,8 @@ def stream(paths: tuple[str, ...], most: int | None = None) -> Records:
     Raises:
         InputError: as `read`.
     """
-    if len(paths) == 2:
-        parts = [(paths[0], parallel(*map(Path, paths)))]
-    else:
-        parts = [(source, records_of(source)) for source in sources_of(paths[0])]
     kinds = set()
-    for source, records in parts:
+    for source, records in parts_of(paths):
         held = 0
         for place, record in records:
             kinds.add(KINDS[tuple(record)])
@@ -172,9 +175,9 @@ def shares_of(texts: Sequence[str]) -> dict[str, int]:
     scale = math.lcm(*(share.denominator for share in found.values()))
     whole = [int(share * scale) for share in found.values()]
     common = math.gcd(*whole)
-    if sum(whole) // common > MOST:
+    if sum(whole) // common > MOST_TURNS:
         raise InputError(
-            f"data.mixture: the weights must be in proportions of whole numbers of at most {MOST:,} in all."
+            f"data.mixture: the weights must be in proportions of whole numbers of at most {MOST_TURNS:,} in all."
         )
     return {path: number // common for path, number in zip(found, whole, strict=True)}
 
