@@ -9,10 +9,11 @@ from transformer_jax.cli import run_command
 from transformer_jax.compare import ARMS
 from transformer_jax.compare.arms import arms_of, count, matched
 from transformer_jax.compare.command import PAGE, RESULT
-from transformer_jax.compare.page import Line, answer, chart, columns_of, page
+from transformer_jax.compare.page import answer, columns_of, page
 from transformer_jax.config import DataConfig, ModelConfig, RunConfig
 from transformer_jax.errors import InputError
 from transformer_jax.metrics import read_records
+from transformer_jax.page import Line, chart
 
 
 @pytest.mark.parametrize("mode", ["encoder-decoder", "decoder-only"])
