@@ -1,19 +1,24 @@
 """Laws of comparisons: arms have one budget, each is trained once, one that fails leaves the others."""
 
+import dataclasses
 import html.parser
+import itertools
 import json
+import typing
 
 import pytest
 
 from transformer_jax.cli import run_command
-from transformer_jax.compare import ARMS
+from transformer_jax.compare import STUDIES
 from transformer_jax.compare.arms import arms_of, count, matched
-from transformer_jax.compare.command import PAGE, RESULT
+from transformer_jax.compare.command import PAGE, RESULT, CompareArguments
 from transformer_jax.compare.page import answer, columns_of, page
 from transformer_jax.config import DataConfig, ModelConfig, RunConfig
 from transformer_jax.errors import InputError
 from transformer_jax.metrics import read_records
 from transformer_jax.page import Line, chart
+
+ARMS = STUDIES["modes"]
 
 
 @pytest.mark.parametrize("mode", ["encoder-decoder", "decoder-only"])
@@ -40,8 +45,44 @@ def test_the_closed_form_is_that_of_the_model():
 
 def test_a_model_too_small_to_be_matched_is_refused():
     model = ModelConfig(mode="decoder-only", vocab_size=50, d_model=32, num_heads=2, num_layers=1, d_ff=1)
-    with pytest.raises(InputError, match="compare: no encoder-decoder model"):
+    with pytest.raises(InputError, match="no encoder-decoder model"):
         matched(model, ARMS["encoder-decoder"], count(model))
+
+
+ARMS_OF_STUDIES = [
+    pytest.param(study, arm, marks=[] if study in ("path", "heads") else pytest.mark.long)
+    for study in list(STUDIES)[1:]
+    for arm in STUDIES[study]
+]
+
+
+@pytest.mark.parametrize(("study", "arm"), ARMS_OF_STUDIES)
+def test_arms_of_a_study_are_of_one_size(study, arm):
+    """And each is what its name says, whatever the recipe's own model is."""
+    model = ModelConfig(mode="encoder-decoder", vocab_size=50, d_model=64, num_heads=4, num_layers=2)
+    found = matched(model, STUDIES[study][arm], count(model))
+    assert count(found) == pytest.approx(count(model), rel=0.005)
+    for field, value in STUDIES[study][arm].items():
+        expected = value(model) if callable(value) else value
+        assert getattr(found, field) == (model.num_heads if expected is None else expected)
+    assert {field.name for field in dataclasses.fields(found)} >= set(STUDIES[study][arm])
+
+
+def test_the_path_changes_one_thing_at_a_time():
+    arms = list(STUDIES["path"].values())
+    changed = [{name for name in now if now[name] != before[name]} for before, now in itertools.pairwise(arms)]
+    assert changed == [
+        {"norm_placement"},
+        {"norm"},
+        {"position"},
+        {"activation", "gated"},
+        {"num_kv_heads"},
+        {"mode"},
+    ]
+
+
+def test_studies_are_those_that_can_be_asked_for():
+    assert typing.get_args(typing.get_type_hints(CompareArguments)["study"]) == tuple(STUDIES)
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +101,7 @@ def run_of(path, **data):
 
 @pytest.mark.parametrize("match", ["parameters", "flops"])
 def test_the_budget_is_one(match, pairs):
-    arms = arms_of(run_of(pairs), tuple(ARMS), match)
+    arms = arms_of(run_of(pairs), "modes", tuple(ARMS), match)
     cost = {"parameters": lambda arm: arm.examples, "flops": lambda arm: arm.flops}[match]
     budgets = [arm.run.steps * cost(arm) for arm in arms.values()]
     assert budgets == pytest.approx([budgets[0]] * 3, rel=0.02)
@@ -69,7 +110,7 @@ def test_the_budget_is_one(match, pairs):
 
 def test_of_running_text_all_predict_the_same_part(tmp_path):
     (tmp_path / "text.txt").write_text("to be or not to be, that is the question. " * 400)
-    arms = arms_of(run_of(str(tmp_path / "text.txt")), tuple(ARMS), "parameters")
+    arms = arms_of(run_of(str(tmp_path / "text.txt")), "modes", tuple(ARMS), "parameters")
     assert {arm.run.data.objective for arm in arms.values()} == {"prefix-lm"}
 
 
@@ -77,7 +118,15 @@ def test_of_running_text_all_predict_the_same_part(tmp_path):
 
 SMALL = ["--model.d-model=16", "--model.num-heads=2", "--model.num-layers=1", "--model.num-encoder-layers=1"]
 SMALL += ["--model.max-length=48", "--batch-size=4", "--steps=4", "--eval-every=2", "--num-samples=4", "--log-every=1"]
-SMALL += ["--max-new-tokens=8", "--data.tokenizer=char", "--seeds=1", "--arms", "encoder-decoder", "decoder-only"]
+SMALL += [
+    "--max-new-tokens=8",
+    "--data.tokenizer=char",
+    "--seeds=1",
+    "--jobs=2",
+    "--arms",
+    "encoder-decoder",
+    "decoder-only",
+]
 
 
 class Reader(html.parser.HTMLParser):
@@ -122,7 +171,8 @@ def test_a_comparison_is_made_once_and_goes_on(pairs, tmp_path, capsys):
         assert run["scores"]["loss"] > 0
         assert len(run["curve"]) == 2
         assert run["curve"][-1]["step"] == each["steps"]
-        assert set(run["latency"]) == {"8", "32"}
+        assert set(each["latency"]) == {"8", "32"}
+        assert each["memory"] > 3 * 4 * each["parameters"]
         assert each["parameters"] == pytest.approx(result["arms"]["encoder-decoder"]["parameters"], rel=0.01)
     text = read((tmp_path / PAGE).read_text())
     assert "With equal parameters" in text
@@ -130,7 +180,7 @@ def test_a_comparison_is_made_once_and_goes_on(pairs, tmp_path, capsys):
     for path in (tmp_path / "decoder-only-0" / "checkpoints").rglob("MANIFEST.sha256"):
         path.write_text("no manifest")
     (tmp_path / "decoder-only-0" / "result.json").unlink()
-    assert run_command(words) == 1
+    assert run_command([*words, "--jobs=1"]) == 1
     assert {path: path.stat().st_mtime_ns for path in before if "encoder" in str(path)} == {
         path: time for path, time in before.items() if "encoder" in str(path)
     }
@@ -174,17 +224,17 @@ def made(first, second):
                     {"step": 10, "loss": 2.0, "exact_match": 0.0},
                     {"step": 20, "loss": 1.0, "exact_match": value},
                 ],
-                "tokens_per_second": 1e4,
-                "latency": {"8": 0.01},
             }
             for seed, value in enumerate(values)
         }
-        numbers = dict.fromkeys(("parameters", "steps", "training_flops", "flops_per_step", "state_bytes"), 1000)
+        numbers = dict.fromkeys(("parameters", "steps", "flops_per_step", "memory", "tokens_per_second"), 1000)
         shape = {"encoder_layers": 1, "decoder_layers": 2, "d_model": 3, "d_ff": 4, "seconds_per_step": 0.1}
-        return numbers | shape | {"runs": runs}
+        costs = {"training_flops": 1000.0, "latency": {"8": 0.01}}
+        return numbers | shape | costs | {"choices": {"mode": "x"}, "runs": runs}
 
     return {
         "recipe": "a <b>",
+        "study": "modes",
         "match": "parameters",
         "seeds": [0, 1],
         "command": "transformer-jax compare",
@@ -197,9 +247,9 @@ def made(first, second):
 def test_the_answer_says_whether_seeds_overlap():
     clear, close = made([0.9, 0.8], [0.5, 0.6]), made([0.5, 0.8], [0.9, 0.6])
     assert "decoder-only has the better exact match: 85.0% against 55.0%" in answer(clear, columns_of(clear))
-    assert answer(clear, columns_of(clear)).endswith("every seed of it is ahead of every seed of the next.")
+    assert "every seed of it is ahead of every seed of the next. " in answer(clear, columns_of(clear))
     assert "encoder-decoder has the better exact match: 75.0% against 65.0%" in answer(close, columns_of(close))
-    assert answer(close, columns_of(close)).endswith("but the seeds of both overlap.")
+    assert "but the seeds of both overlap. " in answer(close, columns_of(close))
 
 
 def test_the_page_is_whole_and_quotes_what_it_shows():

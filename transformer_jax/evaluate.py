@@ -137,6 +137,11 @@ def evaluate_run(
         scores["bits_per_byte"] = scores["loss"] * scores["tokens"] / math.log(2) / max(target_bytes(corpus), 1)
     if not isinstance(corpus, Pairs):
         return scores, []
+    outputs, targets = outputs_of(run, corpus, limit, **decoding)
+    return scores | {"decoded": len(outputs)} | translation_scores(outputs, targets), outputs
+
+
+def outputs_of(run: Run, corpus: Pairs, limit: int = 0, **decoding: Any) -> tuple[list[str], list[str]]:
+    """A run's outputs for the first so many sources, 0 all, and their targets."""
     chosen = corpus.take(slice(limit or len(corpus)))
-    outputs = answer(chosen.sources, run.model, run.params, config, run.tokenizer, **decoding)
-    return scores | {"decoded": len(chosen)} | translation_scores(outputs, chosen.targets), outputs
+    return answer(chosen.sources, run.model, run.params, run.config, run.tokenizer, **decoding), chosen.targets

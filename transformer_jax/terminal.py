@@ -17,7 +17,7 @@ class Terminal:
         from rich.console import Console
 
         self.console = Console(stderr=True, quiet=not speaks, highlight=False, soft_wrap=True)
-        self._bar: Any = None
+        self.has_bar, self._bar = sys.stderr.isatty(), None
         self._spoke = 0.0
 
     def say(self, text: str) -> None:
@@ -52,7 +52,7 @@ class Terminal:
     def train(self, record: dict[str, Any], steps: int) -> None:
         """A line of training metrics: on the bar, or in print now and then."""
         text = f"loss {record['loss']:.4f}  {record['tokens_per_second']:,.0f} tokens/s"
-        if sys.stderr.isatty():
+        if self.has_bar:
             if self._bar is None:
                 self._bar = self._open_bar(steps)
             self._bar.update(self._task, completed=record["step"], description=text)

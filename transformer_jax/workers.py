@@ -37,3 +37,9 @@ def processes(count: int, prepare: Callable[..., None], *args: Any) -> Iterator[
         pool.shutdown(wait=False, cancel_futures=True)
         raise
     pool.shutdown()
+
+
+def interrupt() -> None:
+    """Asks all of them to come to an end, those that are at something that can be saved."""
+    for child in multiprocessing.active_children():
+        child.terminate()

@@ -1,4 +1,4 @@
-"""A recipe -> one run for each arm and seed, all with the same number of parameters and the same budget of training.
+"""A recipe -> the arms of a comparison, all with the same number of parameters and the same budget of training.
 
 In closed form, without embeddings: a layer of an encoder, or of a decoder alone, has 4 d^2 + 2 d ff parameters, and one
 of a decoder with cross-attention 8 d^2 + 2 d ff. So with ff = 4 d a decoder-only model of L layers has as many as an
@@ -7,13 +7,13 @@ encoder-decoder of Le and Ld layers where L = Le + 4/3 Ld.
 
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 
-from transformer_jax.compare import ARMS
-from transformer_jax.compare.measure import seconds_of
+from transformer_jax.compare import STUDIES, Changes
+from transformer_jax.compare.measure import Speed, speed_of
 from transformer_jax.config import ModelConfig, RunConfig
 from transformer_jax.data.batches import PackedRows
 from transformer_jax.data.load import load_data
@@ -33,21 +33,21 @@ class Arm(NamedTuple):
         parameters: of the model.
         examples: that a step reads on average.
         flops: of a step, of full rows.
-        seconds: that a step takes here.
+        speed: what a step takes here, measured once it is asked for.
     """
 
     run: RunConfig
     parameters: int
     examples: float
     flops: float
-    seconds: float
+    speed: Callable[[], Speed]
 
 
 # What a step costs of what is matched.
 COSTS: dict[str, Callable[[Arm], float]] = {
     "parameters": lambda arm: arm.examples,
     "flops": lambda arm: arm.flops,
-    "time": lambda arm: arm.seconds,
+    "time": lambda arm: arm.speed().seconds,
 }
 
 
@@ -67,40 +67,42 @@ def layers_of(model: ModelConfig, mode: str, layers: int) -> dict[str, Any]:
     return {"num_layers": layers - encoder, "num_encoder_layers": encoder}
 
 
-def matched(model: ModelConfig, changes: Mapping[str, Any], budget: int) -> ModelConfig:
+def matched(model: ModelConfig, changes: Changes, budget: int) -> ModelConfig:
     """The model with the changes that has as many parameters as `budget`: first by its layers, then by d_ff.
 
     Raises:
         InputError: there is none within a hundredth.
     """
-    if changes["mode"] == model.mode:
-        return model.replace(**changes)
+    changes = {name: value(model) if callable(value) else value for name, value in changes.items()}
+    mode, found = changes.get("mode", model.mode), model
+    if mode != model.mode:
 
-    def of(layers: int, **more: Any) -> ModelConfig:
-        return model.replace(**changes, **layers_of(model, changes["mode"], layers), d_ff=model.d_ff).replace(**more)
+        def of(layers: int) -> ModelConfig:
+            return model.replace(mode=mode, **layers_of(model, mode, layers), d_ff=model.d_ff)
 
-    least = 2 if ARRANGEMENTS[changes["mode"]].has_source else 1
-    layers = least
-    while count(of(layers + 1)) <= budget:
-        layers += 1
-    layers = min((layers, layers + 1), key=lambda number: abs(count(of(number)) - budget))
-    slope = count(of(layers, d_ff=model.d_ff + 1)) - count(of(layers))
-    width = model.d_ff + round((budget - count(of(layers))) / slope)
-    found = of(layers, d_ff=max(1, width))
+        layers = 2 if ARRANGEMENTS[mode].has_source else 1
+        while count(of(layers + 1)) <= budget:
+            layers += 1
+        found = of(min((layers, layers + 1), key=lambda number: abs(count(of(number)) - budget)))
+    found = found.replace(**changes, d_ff=model.d_ff)
+    if lacking := budget - count(found):
+        slope = count(found.replace(d_ff=model.d_ff + 1)) - count(found)
+        found = found.replace(d_ff=max(1, model.d_ff + round(lacking / slope)))
     if abs(count(found) - budget) > 0.01 * budget:
         raise InputError(
-            f"compare: no {changes['mode']} model of d_model={model.d_model} has about {budget:,} parameters; the "
-            f"nearest has {count(found):,}."
+            f"no {mode} model of d_model={model.d_model} has about {budget:,} parameters; the nearest has "
+            f"{count(found):,}."
         )
     return found
 
 
-def arms_of(run: RunConfig, names: tuple[str, ...], match: str) -> dict[str, Arm]:
+def arms_of(run: RunConfig, study: str, names: tuple[str, ...], match: str) -> dict[str, Arm]:
     """The arms of a comparison, the recipe's own model the measure of the others.
 
     Args:
         run: the recipe's settings.
-        names: of ARMS.
+        study: of STUDIES.
+        names: of its arms.
         match: what all of them have as much of as the recipe's own: `parameters` is that and the same examples, `flops`
             and `time` are those of training, with as many parameters.
 
@@ -115,7 +117,10 @@ def arms_of(run: RunConfig, names: tuple[str, ...], match: str) -> dict[str, Arm
         raise InputError("compare: a mixture has no examples that all arms could learn from alike.")
     found = {}
     for name in names:
-        model = matched(own.run.model, ARMS[name], own.parameters)
+        try:
+            model = matched(own.run.model, STUDIES[study][name], own.parameters)
+        except ValueError as error:
+            raise InputError(f"compare: {name}: {error}") from error
         arm = own if model == own.run.model else _arm(dataclasses.replace(run, model=model))
         assert arm is not None
         found[name] = arm
@@ -142,4 +147,4 @@ def _arm(run: RunConfig) -> Arm | None:
     flops = sum(part.flops for part in measure_model(model, run.batch_size, room_of(model, run.data)))
     examples = len(data.train.members.ids) / len(data.train) * run.batch_size
     settings = dataclasses.replace(run, model=model)
-    return Arm(settings, count(model), examples, BACKWARD * flops, seconds_of(data))
+    return Arm(settings, count(model), examples, BACKWARD * flops, functools.cache(lambda: speed_of(data)))

@@ -7,46 +7,57 @@ import sys
 from pathlib import Path
 from typing import Any, Literal
 
-from transformer_jax.compare import ARMS
+from transformer_jax.compare import STUDIES
 from transformer_jax.config import RunConfig
 from transformer_jax.config_checks import at_least, nearest
 from transformer_jax.config_file import differences, read_config, to_json
-from transformer_jax.errors import ERRORS, InputError
+from transformer_jax.errors import InputError
 from transformer_jax.folders import write_whole
 
 RECIPE, PLAN, RESULT, PAGE = "recipe.json", "plan.json", "compare.json", "compare.html"
-STOPPED = 75
 
 
 @dataclasses.dataclass(frozen=True)
 class CompareArguments(RunConfig):
     """A run's settings, of which each arm has its own."""
 
+    study: Literal["modes", "norms", "positions", "feed-forward", "heads", "path"] = "modes"
+    """What the arms differ in. modes: encoder-decoder, decoder-only, prefix-lm. norms: post-norm, pre-norm, rmsnorm.
+    positions: sinusoidal, rope. feed-forward: relu, swiglu. heads: multi-head, grouped-query, multi-query. path: from
+    the Transformer of 2017 to a decoder-only model of today, one change after the other."""
     match: Literal["parameters", "flops", "time"] = "parameters"
     """What all arms have as much of as the recipe's own model: parameters, and examples that they are trained on; or,
     with as many parameters, FLOPs or time of training, for which the number of steps is changed."""
     seeds: int = 3
     """Runs of each arm, with seeds from --seed on."""
-    arms: tuple[str, ...] = tuple(ARMS)
-    """Which are compared: encoder-decoder, decoder-only, prefix-lm."""
+    arms: tuple[str, ...] = ()
+    """Which arms of the study are compared. None given: all."""
+    jobs: int = 0
+    """Runs at a time, each with its share of the CPU's cores. 0: one a core, and one on an accelerator."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         at_least(self, 1, "seeds")
+        at_least(self, 0, "jobs")
+        known = STUDIES[self.study]
         for name in self.arms:
-            if name not in ARMS:
-                raise ValueError(f"arms: {name!r} is none of {', '.join(ARMS)}.{nearest(name, ARMS)}")
-        if len(set(self.arms)) < max(2, len(self.arms)):
+            if name not in known:
+                raise ValueError(f"arms: {name!r} is none of {', '.join(known)}.{nearest(name, known)}")
+        if self.arms and len(set(self.arms)) < max(2, len(self.arms)):
             raise ValueError(f"arms={' '.join(self.arms)}: give two or more, each once.")
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Of the arms that are compared."""
+        return self.arms or tuple(STUDIES[self.study])
 
 
 def plan_of(args: CompareArguments, run: RunConfig, folder: Path) -> dict[str, Any]:
     """The arms, as they were decided when the comparison began. Raises InputError where it was another one."""
     from transformer_jax.compare.arms import arms_of
-    from transformer_jax.compare.measure import state_bytes
     from transformer_jax.data.objectives import ARRANGEMENTS
 
-    asked = {"match": args.match, "arms": list(args.arms)}
+    asked = {"study": args.study, "match": args.match, "arms": list(args.names)}
     if (folder / PLAN).exists():
         plan = json.loads((folder / PLAN).read_text("utf-8"))
         changes = differences(read_config(folder / RECIPE), run)
@@ -54,44 +65,30 @@ def plan_of(args: CompareArguments, run: RunConfig, folder: Path) -> dict[str, A
         if changes:
             raise InputError(f"{folder} holds another comparison: {'; '.join(changes)}. Give another --workdir.")
         return plan
+    print("matches the arms, and measures what each takes with nothing beside it", file=sys.stderr)
     plan: dict[str, Any] = asked | {"plans": {}}
-    for name, arm in arms_of(run, args.arms, args.match).items():
-        model = arm.run.model
+    for name, arm in arms_of(run, args.study, args.names, args.match).items():
+        model, speed = arm.run.model, arm.speed()
         plan["plans"][name] = {
             "parameters": arm.parameters,
             "steps": arm.run.steps,
             "examples": arm.examples * arm.run.steps,
             "flops_per_step": arm.flops,
             "training_flops": arm.flops * arm.run.steps,
-            "seconds_per_step": arm.seconds,
-            "state_bytes": state_bytes(arm.run),
+            "seconds_per_step": speed.seconds,
+            "tokens_per_second": speed.tokens / speed.seconds,
+            "memory": speed.memory,
+            "latency": speed.latency,
             "encoder_layers": model.num_encoder_layers if ARRANGEMENTS[model.mode].has_source else 0,
             "decoder_layers": model.num_layers,
             "d_model": model.d_model,
             "d_ff": model.d_ff,
+            "choices": {field: getattr(model, field) for field in STUDIES[args.study][name]},
         }
         write_whole(folder / f"{name}.json", to_json(arm.run))
     write_whole(folder / RECIPE, to_json(run))
     write_whole(folder / PLAN, json.dumps(plan, indent=1) + "\n")
     return plan
-
-
-def outcome(arm: RunConfig, folder: Path, seed: int) -> dict[str, Any] | None:
-    """The scores of an arm, trained where it is not yet, or why there are none; None where an end was asked for."""
-    import jax
-
-    from transformer_jax.compare.measure import result_of
-    from transformer_jax.loop import train
-    from transformer_jax.terminal import Terminal
-
-    run = dataclasses.replace(arm, seed=seed, workdir=str(folder))
-    try:
-        if train(run, Terminal()) == STOPPED:
-            return None
-        return result_of(folder)
-    except (*ERRORS, jax.errors.JaxRuntimeError) as error:  # the latter where a device has too little memory
-        print(f"transformer-jax: {folder}: {error}", file=sys.stderr)
-        return {"error": str(error)}
 
 
 def command_compare(arguments: list[str]) -> int:
@@ -100,11 +97,13 @@ def command_compare(arguments: list[str]) -> int:
 
     args = parse_run(arguments, "compare", CompareArguments)
     named = any(word.partition("=")[0] == "--workdir" for word in arguments)
-    folder = Path(args.workdir if named else f"runs/compare-{args.recipe}")
+    default = f"runs/compare-{args.recipe}" + ("" if args.study == "modes" else f"-{args.study}")
+    folder = Path(args.workdir if named else default)
     run = RunConfig(**{field.name: getattr(args, field.name) for field in dataclasses.fields(RunConfig)})
     run = dataclasses.replace(run, workdir=str(folder))
     from transformer_jax.bench.measure import surroundings
     from transformer_jax.compare.page import answer, columns_of, page
+    from transformer_jax.compare.runs import STOPPED, Task, jobs_of, outcomes
     from transformer_jax.host import prepare
     from transformer_jax.workdir import opened
 
@@ -112,25 +111,26 @@ def command_compare(arguments: list[str]) -> int:
     with opened(folder):
         plan = plan_of(args, run, folder)
         seeds = range(run.seed, run.seed + args.seeds)
-        arms = {name: plan["plans"][name] | {"runs": {}} for name in args.arms}
+        arms = {name: plan["plans"][name] | {"runs": {}} for name in args.names}
         result = {
             "recipe": run.recipe,
+            "study": args.study,
             "match": args.match,
             "seeds": list(seeds),
             "command": shlex.join(["transformer-jax", "compare", *arguments]),
             **surroundings(),
             "arms": arms,
         }
-        for seed in seeds:  # a seed of all arms before the next, so that there is something to compare early
-            for name in args.arms:
-                print(f"{name}, seed {seed}: {arms[name]['steps']} steps", file=sys.stderr)
-                found = outcome(read_config(folder / f"{name}.json"), folder / f"{name}-{seed}", seed)
-                if found is None:
-                    print(f"{folder}: stopped, all saved; the same command goes on from here.", file=sys.stderr)
-                    return STOPPED
-                arms[name]["runs"][str(seed)] = found
-                write_whole(folder / RESULT, json.dumps(result, indent=1) + "\n")
-                write_whole(folder / PAGE, page(result))
+        # a seed of all arms before the next, so that there is something to compare early
+        tasks = [Task(folder, name, seed, arms[name]["steps"]) for seed in seeds for name in args.names]
+        jobs = jobs_of(args.jobs, len(tasks), run.parallel, max(arm["memory"] for arm in arms.values()))
+        for task, found in outcomes(tasks, jobs, run.deterministic):
+            if found is None:
+                print(f"{folder}: stopped, all saved; the same command goes on from here.", file=sys.stderr)
+                return STOPPED
+            arms[task.arm]["runs"][str(task.seed)] = found
+            write_whole(folder / RESULT, json.dumps(result, indent=1) + "\n")
+            write_whole(folder / PAGE, page(result))
     print(answer(result, columns_of(result)))
     print(f"{folder / PAGE} has the curves, {folder / RESULT} the numbers.")
     return int(any("error" in each for arm in arms.values() for each in arm["runs"].values()))

@@ -17,8 +17,8 @@ def columns_of(result: dict[str, Any]) -> list[Column]:
         found = {arm: [read(run) for run in each["runs"].values() if "scores" in run] for arm, each in arms.items()}
         return Column(name, {arm: [v for v in values if v is not None] for arm, values in found.items()}, show, more)
 
-    def fixed(name: str, field: str) -> Column:
-        return Column(name, {arm: [each[field]] for arm, each in arms.items()}, short, None)
+    def fixed(name: str, field: str, more: bool | None = None) -> Column:
+        return Column(name, {arm: [each[field]] for arm, each in arms.items()}, short, more)
 
     columns = [
         of("loss", lambda run: run["scores"]["loss"], lambda value: f"{value:.4f}", False),
@@ -28,21 +28,23 @@ def columns_of(result: dict[str, Any]) -> list[Column]:
         fixed("parameters", "parameters"),
         fixed("steps", "steps"),
         fixed("training FLOPs", "training_flops"),
-        of("tokens/s", lambda run: run["tokens_per_second"], short, True),
+        fixed("tokens/s", "tokens_per_second", True),
+        fixed("bytes of a step", "memory", False),
     ]
-    lengths = sorted(
-        {int(n) for each in arms.values() for run in each["runs"].values() for n in run.get("latency", {})}
-    )
-    for length in lengths:
-        read = lambda run, length=length: 1e3 * run["latency"].get(str(length), math.nan)  # noqa: E731
-        columns.append(of(f"ms for {length} tokens", read, lambda value: f"{value:.1f}", False))
-    columns.append(fixed("bytes of state", "state_bytes"))
+    for length in sorted({int(length) for each in arms.values() for length in each["latency"]}):
+        times = {arm: [1e3 * each["latency"].get(str(length), math.nan)] for arm, each in arms.items()}
+        columns.append(Column(f"ms for {length} tokens", times, lambda value: f"{value:.1f}", False))
     return [column for column in columns if any(column.values.values())]
+
+
+def quality_of(columns: Sequence[Column]) -> Column:
+    """What arms are judged by: outputs where there are any, else the loss."""
+    return next((column for column in columns if column.name == "exact match"), columns[0])
 
 
 def answer(result: dict[str, Any], columns: Sequence[Column]) -> str:
     """The comparison in a sentence: which arm is ahead, and whether by more than its seeds differ."""
-    quality = next((column for column in columns if column.name == "exact match"), columns[0])
+    quality = quality_of(columns)
     means = {arm: statistics.fmean(values) for arm, values in quality.values.items() if values}
     if len(means) < 2:
         return "Fewer than two arms were trained to their end: there is nothing to compare."
@@ -51,7 +53,24 @@ def answer(result: dict[str, Any], columns: Sequence[Column]) -> str:
     apart = min(best) > max(next_best) if quality.more else max(best) < min(next_best)
     by = "every seed of it is ahead of every seed of the next" if apart else "but the seeds of both overlap"
     shown = f"{quality.show(means[first])} against {quality.show(means[second])} of {second}"
-    return f"With equal {result['match']}, {first} has the better {quality.name}: {shown}; {by}."
+    return f"With equal {result['match']}, {first} has the better {quality.name}: {shown}; {by}. {costs(result)}"
+
+
+def costs(result: dict[str, Any]) -> str:
+    """What the arms take, in a sentence: FLOPs of training, and time to decode the most tokens."""
+    arms = result["arms"]
+
+    def ratio(what: str, values: dict[str, float]) -> str:
+        least, most = min(values, key=lambda arm: values[arm]), max(values, key=lambda arm: values[arm])
+        return f"{least} takes the least {what}, {most} {values[most] / values[least]:.2g} times as much"
+
+    found = [ratio("FLOPs of training", {arm: each["training_flops"] for arm, each in arms.items()})]
+    lengths = set.intersection(*(set(map(int, each["latency"])) for each in arms.values()))
+    if lengths:
+        length = max(lengths)
+        times = {arm: each["latency"][str(length)] for arm, each in arms.items()}
+        found.append(ratio(f"time to decode {length} tokens", times))
+    return "; ".join(found) + "."
 
 
 def page(result: dict[str, Any]) -> str:
@@ -82,7 +101,8 @@ def page(result: dict[str, Any]) -> str:
     ]
     shapes = "".join(
         f"<tr><td>{html.escape(arm)}</td><td>{each['encoder_layers']}</td><td>{each['decoder_layers']}</td>"
-        f"<td>{each['d_model']}</td><td>{each['d_ff']}</td><td>{each['parameters']:,}</td></tr>"
+        f"<td>{each['d_model']}</td><td>{each['d_ff']}</td><td>{each['parameters']:,}</td>"
+        f"<td>{html.escape(', '.join(f'{name} {value}' for name, value in each['choices'].items()))}</td></tr>"
         for arm, each in result["arms"].items()
     )
     failures = "".join(
@@ -96,7 +116,8 @@ def page(result: dict[str, Any]) -> str:
 <p class="answer">{html.escape(answer(result, columns))}</p>
 {table(columns, arms)}
 <p><small>{len(result["seeds"])} seeds; mean ± half the spread. Scores are of unseen data, loss of target tokens,
-outputs greedy; times are of this machine ({html.escape(result["device"])}), one prompt at a time.</small></p>
+outputs greedy. Speeds and latencies (one prompt) are medians on this machine ({html.escape(result["device"])}),
+measured before training with nothing beside.</small></p>
 {f"<h2>What failed</h2><ul>{failures}</ul>" if failures else ""}
 <h2>Learning curves</h2><p>{key_of(arms)}</p><div class="charts">{"".join(charts)}</div>
 <h2>The budget</h2>
@@ -104,7 +125,7 @@ outputs greedy; times are of this machine ({html.escape(result["device"])}), one
 8 d² + 2 d·ff. So with ff = 4 d, equal parameters need L = L<sub>e</sub> + 4/3 L<sub>d</sub> layers. Here layers are
 chosen so, and then ff, until the models are of one size, embeddings included:</p>
 <div class="wide"><table><tr><th>arm</th><th>encoder layers</th><th>decoder layers</th><th>d</th><th>ff</th>
-<th>parameters</th></tr>{shapes}</table></div>
+<th>parameters</th><th>choices</th></tr>{shapes}</table></div>
 <p><small><code>{html.escape(result["command"])}</code>; transformer_jax
 {html.escape(result["versions"]["transformer_jax"])}, jax {html.escape(result["versions"]["jax"])}.</small></p>"""
     return document(title, body)
