@@ -11,6 +11,7 @@ from typing import Annotated, Any
 
 import tyro
 
+from transformer_jax.average import command_average
 from transformer_jax.bench.command import command_bench
 from transformer_jax.compare.command import command_compare
 from transformer_jax.config import RunConfig
@@ -23,6 +24,10 @@ from transformer_jax.generate_command import command_generate
 from transformer_jax.huggingface.command import command_export, command_import
 from transformer_jax.prepare_command import command_prepare
 from transformer_jax.recipes import RECIPES, find_recipe
+from transformer_jax.translation.moses import command_moses
+from transformer_jax.translation.scores import measures
+from transformer_jax.translation.significance import command_significance
+from transformer_jax.translation.sweep import command_sweep
 
 
 def _take(flag: str, what: str, arguments: list[str]) -> tuple[str, list[str]]:
@@ -115,6 +120,9 @@ class EvaluateArguments:
     """Width of the beam search for the outputs; 1 is greedy."""
     length_penalty: float = 1.0
     """Exponent on the length that a beam's score is divided by."""
+    tokenized_bleu: str = ""
+    """For pairs, score BLEU of lower-cased tokens too, which is what many papers give and is not comparable with
+    bleu: of Moses's tokens for this language (de, en, ...), or none: of texts as they are, where they are tokens."""
     int8_cache: bool = False
     """Decode with keys and values in 8 bits."""
     int8_weights: bool = False
@@ -130,6 +138,8 @@ class EvaluateArguments:
             raise ValueError(f"length-penalty={self.length_penalty} must be finite.")
         if self.score and (self.output is not None or self.limit):
             raise ValueError("--score is for all given targets and decodes nothing: without --output and --limit.")
+        if self.score and self.tokenized_bleu:
+            raise ValueError("--score decodes nothing, so --tokenized-bleu has nothing to score.")
         for name in ("limit", "batch_size"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name.replace('_', '-')}={getattr(self, name)} must be at least 0.")
@@ -139,6 +149,7 @@ def command_evaluate(arguments: list[str]) -> int:
     """prints a run's scores on data as one JSON object"""
     about = "Prints a run's scores as one JSON object."
     args = parse(EvaluateArguments, "transformer-jax evaluate", arguments, about, switches=True)
+    measures(args.tokenized_bleu)
     from transformer_jax.data.sources import files_of, read
     from transformer_jax.evaluate import check_kind, evaluate_run
     from transformer_jax.host import prepare
@@ -148,6 +159,8 @@ def command_evaluate(arguments: list[str]) -> int:
     paths = tuple(map(str, args.data))
     run = load_run(args.run, args.checkpoint)
     corpus = check_kind(run, read(paths))
+    if args.tokenized_bleu and corpus.kind != "pairs":
+        raise InputError(f"--tokenized-bleu is for pairs, and --data holds {corpus.kind}.")
     if args.int8_weights:
         run = in_int8(run)
     check_output(args.output, "--output", *files_of(paths), *papers(args.run))
@@ -159,7 +172,7 @@ def command_evaluate(arguments: list[str]) -> int:
             print(f"{log_prob:.6f}")
         return 0
     decoding = dict(beam_size=args.beam_size, length_penalty=args.length_penalty, int8_cache=args.int8_cache)
-    scores, outputs = evaluate_run(run, corpus, args.batch_size, args.limit, **decoding)
+    scores, outputs = evaluate_run(run, corpus, args.batch_size, args.limit, args.tokenized_bleu, **decoding)
     if args.output is not None:
         write_output(args.output, "--output", "".join(output.replace("\n", "\\n") + "\n" for output in outputs))
     print(json.dumps(scores, indent=2))
@@ -301,6 +314,10 @@ COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "describe": command_describe,
     "import": command_import,
     "export": command_export,
+    "average": command_average,
+    "sweep": command_sweep,
+    "significance": command_significance,
+    "moses": command_moses,
     "prepare": command_prepare,
     "compare": command_compare,
     "bench": command_bench,
@@ -309,7 +326,7 @@ COMMANDS: dict[str, Callable[[list[str]], int]] = {
 
 
 def _usage() -> str:
-    lines = [f"  {name:10} {command.__doc__}" for name, command in COMMANDS.items()]
+    lines = [f"  {name:12} {command.__doc__}" for name, command in COMMANDS.items()]
     return (
         "usage: transformer-jax COMMAND ...\n\n" + "\n".join(lines) + "\n\ntransformer-jax COMMAND --help says more.\n"
     )

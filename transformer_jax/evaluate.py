@@ -20,6 +20,7 @@ from transformer_jax.objective import make_loss
 from transformer_jax.partition import Partitioner
 from transformer_jax.run import Run
 from transformer_jax.tokens import Batch, check_batch
+from transformer_jax.translation.scores import translation_scores
 
 Evaluator = Callable[[Any, Iterable[Batch]], dict[str, float]]
 
@@ -83,23 +84,6 @@ def answer(
     return [each[0].text for each in found]
 
 
-def exact_match(outputs: list[str], targets: list[str]) -> float:
-    """Share of outputs that equal their target, space at the ends aside."""
-    return sum(o.strip() == t.strip() for o, t in zip(outputs, targets, strict=True)) / max(len(targets), 1)
-
-
-def translation_scores(outputs: list[str], targets: list[str]) -> dict[str, Any]:
-    """Exact match, sacreBLEU (Post 2018) and chrF (Popovic 2015), the last two of 100 and with their signatures."""
-    from sacrebleu.metrics.bleu import BLEU
-    from sacrebleu.metrics.chrf import CHRF
-
-    scores: dict[str, Any] = {"exact_match": exact_match(outputs, targets)}
-    for name, metric in (("bleu", BLEU()), ("chrf", CHRF())):
-        scores[name] = metric.corpus_score(outputs, [targets]).score
-        scores[f"{name}_signature"] = str(metric.get_signature())
-    return scores
-
-
 def target_bytes(corpus: Corpus) -> int:
     """Bytes of the text that is predicted: all of a plain text, the targets of pairs."""
     texts = corpus.targets if isinstance(corpus, Pairs) else corpus.all_texts()
@@ -117,9 +101,10 @@ def check_kind(run: Run, corpus: Source) -> Corpus:
 
 
 def evaluate_run(
-    run: Run, corpus: Source, batch_size: int = 0, limit: int = 0, **decoding: Any
+    run: Run, corpus: Source, batch_size: int = 0, limit: int = 0, tokenized: str = "", **decoding: Any
 ) -> tuple[dict[str, Any], list[str]]:
-    """A run's scores on a corpus and, for pairs, its outputs; `limit` decodes so many pairs at most, 0 all.
+    """A run's scores on a corpus and, for pairs, its outputs; `limit` decodes so many pairs at most, 0 all. `tokenized`
+    is as in `translation_scores`.
 
     Bits per byte are given where every byte is predicted: for pairs and for causal language modelling. Outputs are
     greedy where `decoding`, options of `generate_all`, does not say otherwise.
@@ -138,7 +123,7 @@ def evaluate_run(
     if not isinstance(corpus, Pairs):
         return scores, []
     outputs, targets = outputs_of(run, corpus, limit, **decoding)
-    return scores | {"decoded": len(outputs)} | translation_scores(outputs, targets), outputs
+    return scores | {"decoded": len(outputs)} | translation_scores(outputs, targets, tokenized), outputs
 
 
 def outputs_of(run: Run, corpus: Pairs, limit: int = 0, **decoding: Any) -> tuple[list[str], list[str]]:

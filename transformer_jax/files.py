@@ -10,7 +10,7 @@ import stat
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, BinaryIO, Protocol, TextIO
 
 from transformer_jax import host
 from transformer_jax.errors import InputError, StorageError
@@ -101,18 +101,34 @@ def lines_of(path: str | Path) -> Iterator[str]:
     Raises:
         InputError: as these two; a line is too large; or, at the end, there is no text in it.
     """
-    start, blank, empty = 0, True, True
-    for number, raw in enumerate(_raw_lines(path), 1):
+    blank, empty = True, True
+    for line in _lines(path, _opened(path)):
+        blank, empty = blank and not line.strip(), False
+        yield line
+    if blank:
+        raise no_text(path, empty)
+
+
+def lines_from(name: str, file: BinaryIO) -> Iterator[str]:
+    """The lines of an open file or pipe, each when it is there, such as those of stdin; there may be none.
+
+    Raises:
+        InputError: it cannot be read, is not UTF-8, or a line is too large.
+    """
+    with reading(name):
+        yield from _lines(name, iter(lambda: file.readline(CHUNK), b""))
+
+
+def _lines(name: str | Path, chunks: Iterator[bytes]) -> Iterator[str]:
+    start = 0
+    for number, raw in enumerate(_raw_lines(name, chunks), 1):
         try:
             text = raw.decode("utf-8").replace("\r\n", "\n")
         except UnicodeDecodeError as error:
-            raise _not_utf8(path, start + error.start, number, raw[error.start]) from None
-        text = text.removeprefix("\ufeff") if number == 1 else text
-        start, blank, empty = start + len(raw), blank and not text.strip(), empty and not text
+            raise _not_utf8(name, start + error.start, number, raw[error.start]) from None
+        text, start = text.removeprefix("\ufeff") if number == 1 else text, start + len(raw)
         if text:
             yield text.removesuffix("\n")
-    if blank:
-        raise no_text(path, empty)
 
 
 def stream_text(path: str | Path) -> Iterator[str]:
@@ -144,10 +160,10 @@ def no_text(path: str | Path, empty: bool) -> InputError:
     return InputError(f"{path}: the file is empty." if empty else f"{path}: only blank lines, no text.")
 
 
-def _raw_lines(path: str | Path) -> Iterator[bytes]:
+def _raw_lines(path: str | Path, chunks: Iterator[bytes]) -> Iterator[bytes]:
     """Lines with their line feeds."""
     most, rest = most_bytes(), bytearray()
-    for chunk in _opened(path):
+    for chunk in chunks:
         first, *others = chunk.split(b"\n")
         rest += first
         if len(rest) > most:
@@ -259,21 +275,28 @@ def check_output(path: Path | None, flag: str, *read: str | Path) -> None:
 
 
 def write_output(path: Path, flag: str, text: str) -> None:
-    """Writes a file whole, under another name first, so that a failure leaves what was there. A device is written to.
+    """Writes a file as `output_file`."""
+    with output_file(path, flag) as file:
+        file.write(text)
+
+
+@contextlib.contextmanager
+def output_file(path: Path, flag: str) -> Iterator[TextIO]:
+    """A file to write whole, under another name first, so that a failure leaves what was there. A device is written to.
 
     Raises:
         StorageError: the disk is full, or refuses it.
     """
     target = Path(os.path.realpath(path))  # a link stays one
     temporary = target.with_name(f".transformer-jax-{os.getpid()}.tmp")
+    device = target.exists() and not target.is_file()
     try:
-        if target.exists() and not target.is_file():
-            target.write_text(text, "utf-8")
-            return
-        temporary.write_text(text, "utf-8")
-        if target.exists():
-            shutil.copymode(target, temporary)
-        temporary.replace(target)
+        with (target if device else temporary).open("w", encoding="utf-8") as file:
+            yield file
+        if not device:
+            if target.exists():
+                shutil.copymode(target, temporary)
+            temporary.replace(target)
     except OSError as error:
         raise StorageError(f"{flag} {path}: cannot be written ({error.strerror}).") from None
     finally:

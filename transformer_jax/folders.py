@@ -3,8 +3,11 @@
 import contextlib
 import fcntl
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
+
+from transformer_jax.errors import InputError, StorageError
 
 LOCK = "lock"
 
@@ -32,6 +35,32 @@ def write_whole(path: Path, text: str) -> None:
     write_synced(temporary, text)
     temporary.replace(path)
     sync(path.parent)
+
+
+def check_new(folder: str, what: str) -> Path:
+    """The path of a folder that is to be made. Raises InputError where there is something already."""
+    path = Path(folder)
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise InputError(f"{folder}: there is something already, and {what} replaces nothing. Give another folder.")
+    return path
+
+
+@contextlib.contextmanager
+def made_whole(folder: Path) -> Iterator[Path]:
+    """A folder to write into, which has its name when all is written; nothing of it is left where that fails.
+
+    Raises:
+        StorageError: it cannot be written.
+    """
+    work = folder.absolute().with_name(f".{folder.absolute().name}-{os.getpid()}")
+    try:
+        work.mkdir(parents=True)
+        yield work
+        work.rename(folder)  # which may be there, empty
+    except OSError as error:
+        raise StorageError(f"{folder}: cannot be written ({error.strerror or error}).") from None
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
 
 
 @contextlib.contextmanager

@@ -35,6 +35,8 @@ class GenerateArguments:
     """Where the outputs go, one a line. None given: stdout."""
     json: bool = False
     """One JSON object for each prompt: line, prompt, and its outputs with text, ids, tokens and score."""
+    n_best: bool = False
+    """Each output as `line ||| text ||| score`, with lines of prompts from 0, as Moses and Marian number them."""
     beam_size: int = 1
     """Width of the beam search; 1 is none."""
     num_return: int = 1
@@ -97,6 +99,8 @@ class GenerateArguments:
             )
         if self.draft is not None and (self.beam_size > 1 or self.repetition_penalty != 1 or self.prefix):
             raise ValueError(f"draft={self.draft} is not for a beam-size, a repetition-penalty or a prefix.")
+        if self.json and self.n_best:
+            raise ValueError("Give --json or --n-best, not both.")
         if self.prompt is not None and self.input is not None:
             raise ValueError("Give --prompt or --input, not both.")
         if not 0 <= self.seed < 2**32:
@@ -142,11 +146,6 @@ def _check(args: GenerateArguments, prompts: "list[Prompt]", new: int, most: int
             )
 
 
-def _line(text: str, prompts: int) -> str:
-    """An output as it is printed: of several prompts, in one line."""
-    return (text.replace("\n", "\\n") if prompts > 1 else text) + "\n"
-
-
 def _object(number: int, prompt: str, answers: "list[Answer]", run: "Run") -> str:
     outputs = [
         {
@@ -158,6 +157,16 @@ def _object(number: int, prompt: str, answers: "list[Answer]", run: "Run") -> st
         for answer in answers
     ]
     return json.dumps({"line": number, "prompt": prompt, "outputs": outputs}, ensure_ascii=False) + "\n"
+
+
+def _printed(number: int, prompt: str, answers: "list[Answer]", run: "Run", args: GenerateArguments, lone: bool) -> str:
+    """The outputs of a prompt as they are printed; each in one line, but a lone one as it is."""
+    if args.json:
+        return _object(number, prompt, answers, run)
+    if lone and not args.n_best:
+        return answers[0].text + "\n"
+    form = f"{number - 1} ||| {{}} ||| {{:.6f}}\n" if args.n_best else "{}\n"
+    return "".join(form.format(answer.text.replace("\n", "\\n"), answer.score) for answer in answers)
 
 
 def _streamed(run: "Run", prompt: "Prompt", options: dict[str, Any]) -> Iterator[str]:
@@ -213,7 +222,7 @@ def command_generate(arguments: list[str]) -> int:
             raise InputError(f"--draft {args.draft}: its tokenizer and mode must be those of {args.run}.")
         options |= dict(draft=(draft.model, draft.params), draft_tokens=args.draft_tokens)
 
-    streams = args.prompt is not None and args.output is None and not args.json and sys.stdout.isatty()
+    streams = args.prompt is not None and args.output is None and not (args.json or args.n_best) and sys.stdout.isatty()
     with partitioner.scope():
         if streams and args.beam_size == args.num_return == 1 and args.draft is None:
             for part in _streamed(run, prompts[0], options):
@@ -226,10 +235,7 @@ def command_generate(arguments: list[str]) -> int:
                 run.model, run.params, run.tokenizer, prompts[block], batch_size=batch_size, first=start, **options
             )
             for number, (text, each) in enumerate(zip(texts[block], found, strict=True), start + 1):
-                if args.json:
-                    lines.append(_object(number, text, each, run))
-                else:
-                    lines.extend(_line(answer.text, len(prompts)) for answer in each)
+                lines.append(_printed(number, text, each, run, args, lone=len(prompts) * args.num_return == 1))
             if args.output is None:
                 print("".join(lines), end="", flush=True)
                 lines.clear()

@@ -16,7 +16,6 @@ from transformer_jax.data.corpora import Pairs
 from transformer_jax.data.sources import BASELINES
 from transformer_jax.diagnose import count_nonfinite
 from transformer_jax.errors import CheckpointError, StorageError
-from transformer_jax.evaluate import exact_match
 from transformer_jax.initial import check_model
 from transformer_jax.metrics import MetricsWriter, draw_loss, read_records
 from transformer_jax.model.attention import describe_attention
@@ -27,6 +26,7 @@ from transformer_jax.run import CHECKPOINTS, step_of
 from transformer_jax.step import SPIKE, Metrics, TrainState
 from transformer_jax.terminal import Terminal
 from transformer_jax.trainer import Trainer, digest_of
+from transformer_jax.translation.scores import exact_match
 from transformer_jax.watchdog import Watchdog
 from transformer_jax.workdir import opened
 

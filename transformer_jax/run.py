@@ -8,14 +8,15 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import optax
 
-from transformer_jax.checkpoint import restore_params, sound_unit
+from transformer_jax.checkpoint import Checkpoints, restore_params, sound_unit
 from transformer_jax.config import ModelConfig, RunConfig
-from transformer_jax.config_file import read_config
+from transformer_jax.config_file import read_config, to_json
 from transformer_jax.data.load import check_vocabulary
 from transformer_jax.data.objectives import ARRANGEMENTS
-from transformer_jax.data.tokenizer import TOKENIZER, Tokenizer, read_tokenizer
-from transformer_jax.errors import InputError
+from transformer_jax.data.tokenizer import TOKENIZER, Tokenizer, papers_of, read_tokenizer
+from transformer_jax.errors import InputError, StorageError
 from transformer_jax.model.int8 import int8_weights
 from transformer_jax.model.transformer import Transformer
 from transformer_jax.objective import make_loss
@@ -114,6 +115,25 @@ def load_run(folder: str | Path, checkpoint: str = "newest", partitioner: Partit
     trained, stays = restore_params(unit, shapes.params, shapes.frozen)
     params, adapters = join_of(config)(trained, stays), trained if config.tuning.lora else None
     return Run(config, Transformer(config.model), params, tokenizer, int(unit.name), adapters)
+
+
+def save_run(folder: Path, run: Run, facts: dict[str, Any]) -> None:
+    """A run with one checkpoint, of its parameters, that `load_run` reads, in a new folder.
+
+    Raises:
+        StorageError: it cannot be written.
+    """
+    from transformer_jax.resume import write_papers
+
+    papers = papers_of(run.tokenizer) | {CONFIG: to_json(run.config)}
+    state = TrainState.create(run.params, optax.identity(), run.config.seed)
+    with Checkpoints(folder / CHECKPOINTS, run.config.checkpoint) as checkpoints:
+        checkpoints.open()
+        checkpoints.save(run.step, state, papers, {"data": {}, "scores": {}} | facts)
+        checkpoints.wait()
+        if failures := checkpoints.failures():
+            raise StorageError(f"{folder}: cannot be written: {' '.join(str(failures[0][1]).split())[:300]}.")
+        write_papers(folder, papers)
 
 
 def in_int8(run: Run, partitioner: Partitioner = ONE_DEVICE) -> Run:

@@ -22,7 +22,7 @@ from transformer_jax.data.objectives import arrangement_of
 from transformer_jax.data.tokenizer import papers_of
 from transformer_jax.diagnose import make_diagnosis
 from transformer_jax.errors import InputError
-from transformer_jax.evaluate import answer, exact_match, make_evaluator
+from transformer_jax.evaluate import answer, make_evaluator
 from transformer_jax.initial import initial_params
 from transformer_jax.model.transformer import Transformer
 from transformer_jax.objective import make_loss
@@ -31,6 +31,7 @@ from transformer_jax.partition import Partitioner, part_bytes
 from transformer_jax.run import CONFIG, first_state, join_of
 from transformer_jax.step import TrainState
 from transformer_jax.tokens import Batch
+from transformer_jax.translation.scores import exact_match
 
 
 def digest_of(tree: Any) -> str:

@@ -13,7 +13,7 @@ from transformer_jax.data.corpora import Pairs
 from transformer_jax.data.load import Data, prompts_of
 from transformer_jax.data.sources import load_all
 from transformer_jax.decoding import generate
-from transformer_jax.evaluate import check_kind, outputs_of, translation_scores
+from transformer_jax.evaluate import check_kind, outputs_of
 from transformer_jax.folders import write_whole
 from transformer_jax.metrics import read_records
 from transformer_jax.model.transformer import Transformer
@@ -21,6 +21,7 @@ from transformer_jax.pace import tokens_of
 from transformer_jax.partition import Partitioner
 from transformer_jax.run import first_state, load_run, step_of
 from transformer_jax.tokens import Tokens
+from transformer_jax.translation.scores import translation_scores
 
 DECODED = 1000  # pairs whose outputs are scored
 LENGTHS = (8, 32, 128)  # tokens that are decoded for the time that it takes

@@ -1,18 +1,15 @@
 """`transformer-jax import` and `transformer-jax export`: published weights as a run, and a run as published weights."""
 
-import contextlib
 import dataclasses
-import os
-import shutil
-from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
 from transformer_jax.config_model import Mode
-from transformer_jax.errors import InputError, StorageError
+from transformer_jax.errors import InputError
 from transformer_jax.flags import RunFolder, parse
+from transformer_jax.folders import check_new, made_whole
 
 if TYPE_CHECKING:
     from transformer_jax.run import Run
@@ -49,58 +46,6 @@ class ExportArguments:
     """The checkpoint to read: newest, best (as --checkpoint.best of the run says), or a step."""
 
 
-def check_new(folder: str, what: str) -> Path:
-    """The path of a folder that is to be made. Raises InputError where there is something already."""
-    path = Path(folder)
-    if path.exists() and (not path.is_dir() or any(path.iterdir())):
-        raise InputError(f"{folder}: there is something already, and {what} replaces nothing. Give another folder.")
-    return path
-
-
-@contextlib.contextmanager
-def made_whole(folder: Path) -> Iterator[Path]:
-    """A folder to write into, which has its name when all is written; nothing of it is left where that fails.
-
-    Raises:
-        StorageError: it cannot be written.
-    """
-    work = folder.absolute().with_name(f".{folder.absolute().name}-{os.getpid()}")
-    try:
-        work.mkdir(parents=True)
-        yield work
-        work.rename(folder)  # which may be there, empty
-    except OSError as error:
-        raise StorageError(f"{folder}: cannot be written ({error.strerror or error}).") from None
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
-
-
-def save_run(folder: Path, run: "Run", facts: dict[str, Any]) -> None:
-    """A run with one checkpoint, of its parameters, that `load_run` reads, in a new folder.
-
-    Raises:
-        StorageError: it cannot be written.
-    """
-    import optax
-
-    from transformer_jax.checkpoint import Checkpoints
-    from transformer_jax.config_file import to_json
-    from transformer_jax.data.tokenizer import papers_of
-    from transformer_jax.resume import write_papers
-    from transformer_jax.run import CHECKPOINTS, CONFIG
-    from transformer_jax.step import TrainState
-
-    papers = papers_of(run.tokenizer) | {CONFIG: to_json(run.config)}
-    state = TrainState.create(run.params, optax.identity(), run.config.seed)
-    with Checkpoints(folder / CHECKPOINTS, run.config.checkpoint) as checkpoints:
-        checkpoints.open()
-        checkpoints.save(run.step, state, papers, {"data": {}, "scores": {}} | facts)
-        checkpoints.wait()
-        if failures := checkpoints.failures():
-            raise StorageError(f"{folder}: cannot be written: {' '.join(str(failures[0][1]).split())[:300]}.")
-        write_papers(folder, papers)
-
-
 def command_import(arguments: list[str]) -> int:
     """makes a run of published weights: import FOLDER RUN"""
     args = parse(ImportArguments, "transformer-jax import", arguments, "Makes a run of published weights.")
@@ -109,6 +54,7 @@ def command_import(arguments: list[str]) -> int:
     from transformer_jax.host import prepare
     from transformer_jax.huggingface.run import load_huggingface
     from transformer_jax.huggingface.surgery import turned
+    from transformer_jax.run import save_run
 
     prepare()
     folder = check_new(args.run, "import")
