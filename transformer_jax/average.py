@@ -127,19 +127,25 @@ def _check_same(folder: str | Path, one: "Run", other: "Run") -> None:
         raise InputError(f"{folder}: {names[0]} is another at step {one.step} than at step {other.step}.")
 
 
+def save_average(folder: str | Path, target: Path, steps: Sequence[int]) -> None:
+    """A run's folder of the mean of the checkpoints of these steps. Raises what `average` raises, and StorageError."""
+    from transformer_jax.run import save_run
+
+    run = average(folder, checkpoints=steps)
+    run = dataclasses.replace(run, config=dataclasses.replace(run.config, workdir=str(target)))
+    with made_whole(target) as work:
+        save_run(work, run, {"averaged": {"run": str(folder), "checkpoints": list(steps)}})
+
+
 def command_average(arguments: list[str]) -> int:
     """makes a run of the mean of several checkpoints: average RUN OUT"""
     about = "Makes a run whose parameters are the mean of those of several checkpoints."
     args = parse(AverageArguments, "transformer-jax average", arguments, about)
     from transformer_jax.host import prepare
-    from transformer_jax.run import save_run
 
     folder = check_new(args.target, "average")
     prepare()
     steps = _chosen(Path(args.run), args.last or LAST, args.checkpoints)
-    run = average(args.run, checkpoints=steps)
-    run = dataclasses.replace(run, config=dataclasses.replace(run.config, workdir=str(folder)))
-    with made_whole(folder) as work:
-        save_run(work, run, {"averaged": {"run": str(args.run), "checkpoints": steps}})
+    save_average(args.run, folder, steps)
     print(f"{folder}: the mean of {len(steps)} checkpoints, {', '.join(map(str, steps))}, of {args.run}.")
     return 0

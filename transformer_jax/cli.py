@@ -24,6 +24,7 @@ from transformer_jax.generate_command import command_generate
 from transformer_jax.huggingface.command import command_export, command_import
 from transformer_jax.prepare_command import command_prepare
 from transformer_jax.recipes import RECIPES, find_recipe
+from transformer_jax.reproduce.command import command_reproduce
 from transformer_jax.translation.moses import command_moses
 from transformer_jax.translation.scores import measures
 from transformer_jax.translation.significance import command_significance
@@ -320,6 +321,7 @@ COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "moses": command_moses,
     "prepare": command_prepare,
     "compare": command_compare,
+    "reproduce": command_reproduce,
     "bench": command_bench,
     "verify": command_verify,
 }
