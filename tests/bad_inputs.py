@@ -417,7 +417,42 @@ MOVED = [
     Bad("train pairs --data.chat-template missing.jinja", "missing.jinja: no such file"),
     Bad("train pairs --data.special.stops -3", "special.stops=.*must be at least 0"),
 ]
-BAD = TRAIN + GENERATE + EVALUATE + DESCRIBE + VERIFY + MOVED + OTHER
+TRANSLATION = [
+    Bad("average RUN", "OUT"),
+    Bad("average RUN new", "RUN: 5 checkpoints are to be averaged, and it has 1. There is 1; .*--checkpoint.keep N"),
+    Bad("average RUN new --last 0", "last=0 must be at least 1"),
+    Bad("average RUN new --checkpoints 1 1", "checkpoints: 1 is given twice"),
+    Bad("average RUN new --checkpoints 1 7", "RUN: there is no checkpoint 7. There is 1"),
+    Bad("average RUN new --checkpoints best", "--checkpoints: Could not find valid parse.*best"),
+    Bad("average RUN RUN --last 1", "RUN: there is something already, and average replaces nothing"),
+    Bad("average docs new", "docs: not a run's folder, or one without a checkpoint yet"),
+    Bad("average RUNS/all-cut new --last 1", "checkpoints/1: the checkpoint is damaged", 3),
+    Bad("sweep RUN --data pairs.tsv --beam-size 0", "beam-size=.0,. must be one or several, each at least 1"),
+    Bad("sweep RUN --data pairs.tsv --length-penalty inf", "length-penalty.*finite"),
+    Bad("sweep RUN --data pairs.tsv --metric bluu", "--metric 'bluu' must be one of.*Did you mean 'bleu'"),
+    Bad("sweep RUN --data pairs.tsv --metric tokenized_bleu_lowercased", "needs --tokenized-bleu LANGUAGE"),
+    Bad("sweep RUN --data pairs.tsv --tokenized-bleu xx", "Moses has no rules for language 'xx'"),
+    Bad("sweep RUN --data long.tsv", "1 of 2 pairs are longer than a row; the first is long.tsv, line 2"),
+    Bad("evaluate RUN --data pairs.tsv --tokenized-bleu deu", "no rules for language 'deu'. Did you mean 'de'"),
+    Bad("evaluate RUN --data pairs.tsv --tokenized-bleu de --score", "--tokenized-bleu has nothing to score"),
+    Bad("generate RUN --prompt a --json --n-best", "Give --json or --n-best, not both"),
+    Bad("significance --reference one.txt --outputs two.txt", "--outputs takes two files; got 1"),
+    Bad("significance --reference one.txt --outputs two.txt two.txt", "two.txt: 2 lines, and one.txt has 1"),
+    Bad(
+        "significance --reference one.txt --outputs one.txt latin.txt", r"latin.txt: byte 11 .line 3. is not valid UTF"
+    ),
+    Bad("significance --reference one.txt --outputs one.txt one.txt --samples 9", "samples=9 must be at least 100"),
+    Bad("significance --reference one.txt --outputs one.txt one.txt --seed 0", "seed=0 must be at least 1"),
+    Bad("moses", "Missing from transformer-jax moses.*--language"),
+    Bad("moses --language english", "Moses has no rules for language 'english'.*en is what it takes for others"),
+    Bad("moses --language de --detokenize --lowercase", "--lowercase is for making tokens, not for --detokenize"),
+    Bad("moses --language de --input empty.txt", "empty.txt: the file is empty"),
+    Bad("moses --language de --input keep.txt --output keep.txt", "--output keep.txt: is also what is read"),
+    Bad("moses --language de --input latin.txt --output keep.txt", r"latin.txt: byte 11 .line 3. is not valid UTF-8"),
+    Bad("moses --language de --input keep.txt --output a.gz", "a.gz: plain text is written; give a name without .gz"),
+    Bad("moses --language de", r"stdin: byte 0 .line 1. is not valid UTF-8", stdin=b"\xff\n"),
+]
+BAD = TRAIN + GENERATE + EVALUATE + DESCRIBE + VERIFY + MOVED + TRANSLATION + OTHER
 
 
 def cut(path: Path) -> None:

@@ -2,8 +2,10 @@
 
 What it writes is what `tokenizer.perl -no-escape` of Moses writes, with `--escape` that of `tokenizer.perl`, with
 `--aggressive` that of `-a`, and with `--normalize` that of `normalize-punctuation.perl` before it. `--lowercase` comes
-last, as in Moses's own recipe. The port differs from Perl's in the colons inside of Finnish and Swedish words. Special
-characters stay as they are by default: a model has no use for `&apos;`, and people who read its output neither.
+first, as in the files of Multi30k that papers score: the German test of 2016 has 12,103 tokens then, as Wu et al. 2021
+report, and 12,102 where tokens are lower-cased afterwards. The port differs from Perl's in the colons inside of Finnish
+and Swedish words. Special characters stay as they are by default: a model has no use for `&apos;`, and people who read
+its output have none either.
 """
 
 import contextlib
@@ -29,7 +31,7 @@ class MosesArguments:
     normalize: bool = False
     """Make quotation marks, dashes and spaces plain first, as normalize-punctuation.perl does."""
     lowercase: bool = False
-    """Lower-case the tokens."""
+    """Lower-case the text first."""
     aggressive: bool = False
     """Split at hyphens inside of words too: foo @-@ bar, as tokenizer.perl -a does."""
     escape: bool = False
@@ -89,8 +91,8 @@ def tokenizing(
     plain: Change = library.MosesPunctNormalizer(language).normalize if normalize else str
 
     def change(text: str) -> str:
-        tokens = tokenize(plain(text), aggressive_dash_splits=aggressive, return_str=True, escape=escape)
-        return tokens.lower() if lowercase else tokens
+        text = plain(text.lower() if lowercase else text)
+        return tokenize(text, aggressive_dash_splits=aggressive, return_str=True, escape=escape)
 
     return change
 

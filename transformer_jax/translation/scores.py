@@ -39,12 +39,12 @@ def _tokenized(language: str) -> Measure:
     if language == AS_THEY_ARE:
         return Measure(metric, sign=lambda text: text + end)
     tokens = f"tok:moses-{language}-sacremoses-{version(language)}"
-    return Measure(metric, tokenizing(language), lambda text: text.replace("tok:none", tokens) + end)
+    return Measure(metric, tokenizing(language, lowercase=True), lambda text: text.replace("tok:none", tokens) + end)
 
 
 def measures(tokenized: str = "") -> dict[str, Measure]:
-    """sacreBLEU (Post 2018) and chrF (Popovic 2015); with the language of `tokenized` also BLEU of lower-cased tokens
-    of Moses, or with "none" of lower-cased tokens as they are.
+    """sacreBLEU (Post 2018) and chrF (Popovic 2015); with the language of `tokenized` also BLEU of Moses's tokens of
+    lower-cased text, or with "none" of lower-cased text as it is.
 
     Raises:
         InputError: there is no such language, or `sacremoses` is not installed.

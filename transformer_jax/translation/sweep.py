@@ -96,7 +96,7 @@ def sweep(
             run.params,
             run.config,
             run.tokenizer,
-            batch_size=min(batch_size, len(pairs)),
+            batch_size=batch_size,
             pause=lambda way=way, counted=counted: tell(f"{flags_of(way)}: batch {next(counted)} of {batches}"),
             **way,
         )
