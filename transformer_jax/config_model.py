@@ -5,7 +5,7 @@ Nothing here imports JAX, so a wrong flag is answered at once.
 
 import dataclasses
 import math
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal, Self, get_args, get_type_hints
 
 from transformer_jax.config_checks import at_least, at_most, check_types, share
 
@@ -16,7 +16,6 @@ PlacementName = Literal["pre", "post", "sandwich"]
 ActivationName = Literal["relu", "gelu", "gelu_tanh", "silu", "relu_squared", "tanh"]
 RopeScalingName = Literal["none", "linear", "ntk", "llama3", "yarn"]
 DtypeName = Literal["float32", "bfloat16", "float64"]
-AttentionName = Literal["auto", "reference", "blocks", "xla", "cudnn", "splash"]
 RematName = Literal["none", "dots", "full"]
 
 # A field that is worked out from the others when it is left None. To the model's code it is always a number.
@@ -24,11 +23,14 @@ if TYPE_CHECKING:
     Derived = int
     DerivedSwitch = bool
     DerivedSizes = tuple[int, ...]
+    AttentionName = str  # as `add_attention_name` can add to them
 else:
     Derived = int | None
     DerivedSwitch = bool | None
     DerivedSizes = tuple[int, ...] | None
+    AttentionName = Literal["auto", "reference", "blocks", "xla", "cudnn", "splash"]
 DERIVED: Any = None
+SOFTMAX = get_args(AttentionName)  # ways to compute one and the same attention
 
 UNROLLED_LAYERS = 16  # deeper stacks take long to compile layer by layer, and gain nothing by it: `bench compile`
 
@@ -152,7 +154,8 @@ class ModelConfig:
     """Factor on queries. None: 1 / sqrt(head_dim). T5: 1."""
     attention: AttentionName = "auto"
     """How attention is computed. auto: by the device's kernel where it fits. reference: all logits at once. blocks: of
-    512 queries at a time. xla, cudnn: jax.nn.dot_product_attention. splash: JAX's kernel for TPU."""
+    512 queries at a time. xla, cudnn: jax.nn.dot_product_attention. splash: JAX's kernel for TPU. A program can add
+    attentions of other kinds by name: transformer_jax.add_attention."""
     windows: tuple[int, ...] = (0,)
     """Self-attention window of each layer in tokens, repeated over the layers; 0 is no window. A decoder's query sees
     itself and window - 1 keys before it, an encoder's also as many after it (Beltagy et al. 2020)."""
@@ -323,3 +326,9 @@ class ModelConfig:
     def replace(self, **changes: Any) -> Self:
         """The same config with some fields changed and the derived fields derived anew."""
         return dataclasses.replace(self, **dict.fromkeys(vars(self)["_derived"]) | changes)
+
+
+def add_attention_name(name: str) -> None:
+    """Lets `ModelConfig.attention` be that name too, from now on; see `backends.add_attention`."""
+    words = get_args(get_type_hints(ModelConfig)["attention"])
+    ModelConfig.__annotations__["attention"] = Literal[(*words, name)]

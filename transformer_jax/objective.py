@@ -140,7 +140,7 @@ def added_by_name(sown: Any) -> Sums:
     return sums
 
 
-def make_loss(model: Transformer, config: LossConfig) -> Loss:
+def make_loss(model: Transformer, config: LossConfig = LossConfig()) -> Loss:  # noqa: B008 - it is frozen
     """(params, batch, dropout key or None) -> (what to differentiate, sums): a function of its arguments alone.
 
     The sums are those of `token_sums` and, of a mixture of experts, those of its routers, over tokens and layers.

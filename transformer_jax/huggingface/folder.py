@@ -23,6 +23,7 @@ from transformer_jax.axes import sizes
 from transformer_jax.config import ModelConfig, RopeConfig
 from transformer_jax.config_checks import nearest, shown
 from transformer_jax.config_file import no_twins
+from transformer_jax.config_model import SOFTMAX
 from transformer_jax.errors import InputError
 from transformer_jax.files import decode, read_whole
 from transformer_jax.huggingface.families import FAMILIES
@@ -112,8 +113,8 @@ def write_config(kind: str, config: ModelConfig) -> dict[str, Any]:
 
 def what_it_is(config: ModelConfig) -> ModelConfig:
     """The config with all that does not change what the model computes as it is by default."""
-    said = ["attention", "dropout_rate", "attention_dropout_rate", "dtype", "linear_dtype", "param_dtype", "remat"]
-    said += ["scan_layers"]
+    said = ["dropout_rate", "attention_dropout_rate", "dtype", "linear_dtype", "param_dtype", "remat", "scan_layers"]
+    said += ["attention"] if config.attention in SOFTMAX else []
     if config.mode == "decoder-only":
         said += ["num_encoder_layers", "encoder_windows", "share_source_embedding", "cross_position"]
     else:

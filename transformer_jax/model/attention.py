@@ -7,7 +7,7 @@ from flax import struct
 
 from transformer_jax.axes import constrain, gathered, mesh_in_use, spec, split
 from transformer_jax.config import ModelConfig
-from transformer_jax.model.backends import Shape, Sight, attend_with, attention_weights, choose
+from transformer_jax.model.backends import Shape, Sight, attend_with, choose, weights_of
 from transformer_jax.model.layers import Einsum, Norm, project
 from transformer_jax.model.positions import POSITIONS, Position, distance
 from transformer_jax.tokens import Tokens
@@ -143,7 +143,7 @@ class Attention(nn.Module):
     def __call__(self, q_BTHK: Array, kv: KeyValue, sight: Sight) -> Array:
         config, rate = self.config, self.config.attention_dropout_rate
         if self.is_mutable_collection("attention") and not self.is_initializing():  # somebody wants to look at it
-            weights_BHTS = attention_weights(q_BTHK, kv.k_BSGK, sight, config.attention_softcap)
+            weights_BHTS = weights_of(config.attention)(q_BTHK, kv.k_BSGK, sight, config.attention_softcap)
             self.sow("attention", "weights_BHTS", weights_BHTS)
         keep_BHTS = None
         if rate and self.has_rng("dropout"):

@@ -1,4 +1,7 @@
-"""Ways to compute softmax attention. All give what `reference` gives; they differ in memory, speed and device."""
+"""Ways to compute softmax attention. All give what `reference` gives; they differ in memory, speed and device.
+
+A program can add attentions of other kinds: `add_attention`.
+"""
 
 import functools
 import math
@@ -9,6 +12,7 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
+from transformer_jax.config_model import SOFTMAX, add_attention_name
 from transformer_jax.model.gradients import masked_softmax
 
 Array = jax.Array
@@ -38,8 +42,11 @@ def soft_cap(x: Array, cap: float | None) -> Array:
     return x if cap is None else cap * jnp.tanh(x / cap)
 
 
-def attention_weights(q_BTHK: Array, k_BSGK: Array, sight: Sight, cap: float | None) -> Array:
-    """How much of each key a query takes, [B, H, T, S]: the softmax of `reference`."""
+def attention_logits(q_BTHK: Array, k_BSGK: Array, sight: Sight, cap: float | None) -> Array:
+    """How well each key answers a query, at least float32[B, H, T, S], whether the query sees it or not.
+
+    Each of the G key heads serves H / G query heads. The bias of order is added, then the soft cap is put on.
+    """
     B, T, H, K = q_BTHK.shape
     S, G = k_BSGK.shape[1:3]
     kind = jnp.promote_types(q_BTHK.dtype, jnp.float32)
@@ -49,19 +56,33 @@ def attention_weights(q_BTHK: Array, k_BSGK: Array, sight: Sight, cap: float | N
     logits_BHTS = logits_BGRS.reshape(B, H, T, S)
     if sight.bias_BHTS is not None:
         logits_BHTS += sight.bias_BHTS
-    return masked_softmax(soft_cap(logits_BHTS, cap), sight.mask_BTS[:, None])
+    return soft_cap(logits_BHTS, cap)
+
+
+def attention_weights(q_BTHK: Array, k_BSGK: Array, sight: Sight, cap: float | None) -> Array:
+    """How much of each key a query takes, [B, H, T, S]: the softmax over the keys that it sees."""
+    return masked_softmax(attention_logits(q_BTHK, k_BSGK, sight, cap), sight.mask_BTS[:, None])
+
+
+Weights = Callable[[Array, Array, Sight, float | None], Array]
 
 
 def reference(
-    q_BTHK: Array, k_BSGK: Array, v_BSGK: Array, sight: Sight, cap: float | None, keep_BHTS: Array | None
+    q_BTHK: Array,
+    k_BSGK: Array,
+    v_BSGK: Array,
+    sight: Sight,
+    cap: float | None,
+    keep_BHTS: Array | None,
+    weights: Weights = attention_weights,
 ) -> Array:
     """Softmax attention (Vaswani et al. 2017, equation 1) of queries that are scaled already, [B, T, H, K].
 
     Each of the G key/value heads serves H / G query heads. Logits and softmax are at least float32. A query that sees
-    no key gets zeros. `keep_BHTS` multiplies the weights.
+    no key gets zeros. `keep_BHTS` multiplies the weights, which other `weights` than softmax can be.
     """
     (B, T, H, K), (S, G) = q_BTHK.shape, k_BSGK.shape[1:3]
-    weights_BHTS = attention_weights(q_BTHK, k_BSGK, sight, cap)
+    weights_BHTS = weights(q_BTHK, k_BSGK, sight, cap)
     if keep_BHTS is not None:
         weights_BHTS *= keep_BHTS
     weights_BGRS = weights_BHTS.astype(q_BTHK.dtype).reshape(B, G, -1, S)
@@ -209,10 +230,11 @@ def _why_not_splash(shape: Shape) -> str | None:
 
 
 class Backend(NamedTuple):
-    """A way to compute attention, and why it can't be used for a shape, None where it can."""
+    """A way to compute attention, why it can't be used for a shape, None where it can, and how it weighs keys."""
 
     attend: Callable[..., Array]
     why_not: Callable[[Shape], str | None]
+    weights: Weights = attention_weights
 
 
 BACKENDS = {
@@ -222,6 +244,35 @@ BACKENDS = {
     "cudnn": Backend(_library("cudnn", full_rows=True), _why_not_cudnn),
     "splash": Backend(splash, _why_not_splash),
 }
+
+
+def add_attention(name: str, weights: Weights) -> None:
+    """Adds an attention that `ModelConfig(attention=name)` then names, for this process.
+
+    It works wherever softmax attention does: in both modes, with any mask, order, cache, mesh and dropout, and in the
+    pictures of `describe --attention`. A name that was added before gets the new weights.
+
+    Args:
+        name: as the config and the command line have it. It is saved with a run, so who loads one adds it first.
+        weights: (q [B, T, H, K], scaled already; k [B, S, G, K]; sight; soft cap or None) -> how much of each key a
+            query takes, float32[B, H, T, S], 0 where `sight.mask_BTS` is False. `attention_logits` takes the same. It
+            must not depend on keys that are masked, nor on how many there are: a cache has empty places.
+
+    Raises:
+        ValueError: the package has an attention of that name.
+    """
+    if name in SOFTMAX:
+        raise ValueError(f"attention {name!r} is one of the package's own: {', '.join(SOFTMAX)}. Take another name.")
+    if name in BACKENDS:
+        jax.clear_caches()  # what is compiled has the old weights
+    else:
+        add_attention_name(name)
+    BACKENDS[name] = Backend(functools.partial(reference, weights=weights), lambda shape: None, weights)
+
+
+def weights_of(name: str) -> Weights:
+    """What an attention takes of each key; the ways to compute softmax attention all take the same."""
+    return BACKENDS["reference" if name == "auto" else name].weights
 
 
 def choose(name: str, shape: Shape) -> tuple[str, str]:
