@@ -24,6 +24,7 @@ from transformer_jax.generate_command import command_generate
 from transformer_jax.huggingface.command import command_export, command_import
 from transformer_jax.prepare_command import command_prepare
 from transformer_jax.recipes import RECIPES, find_recipe
+from transformer_jax.report.command import command_report
 from transformer_jax.reproduce.command import command_reproduce
 from transformer_jax.translation.moses import command_moses
 from transformer_jax.translation.scores import measures
@@ -313,6 +314,7 @@ COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "generate": command_generate,
     "evaluate": command_evaluate,
     "describe": command_describe,
+    "report": command_report,
     "import": command_import,
     "export": command_export,
     "average": command_average,

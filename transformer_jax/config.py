@@ -41,6 +41,7 @@ ObjectiveName = Literal[
 TokenizerName = Literal["bpe", "unigram", "word", "char", "bytes"]
 BestName = Literal["none", "loss", "accuracy", "exact_match"]
 StrategyName = Literal["jit", "pmap", "mesh"]
+WriterName = Literal["tensorboard", "wandb", "mlflow", "aim"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -366,6 +367,9 @@ class RunConfig:
     """Validation rows that an evaluation during training reads at most; 0 is all. The last evaluation reads all."""
     log_every: int = 10
     """Steps between lines of metrics."""
+    writers: tuple[WriterName, ...] = ("tensorboard",)
+    """Where metrics and samples go besides metrics.jsonl and samples.txt; each but tensorboard is an extra of that
+    name. They are kept in the run's folder unless the service's own variables say otherwise."""
     num_samples: int = 200
     """Validation examples decoded for exact match (pairs); a few of them are written to samples.txt."""
     max_new_tokens: int = 128
@@ -411,6 +415,8 @@ class RunConfig:
             if length is not None and length > self.model.max_length:
                 raise ValueError(f"data.{name}={length} must not exceed model.max_length={self.model.max_length}.")
         at_least(self, 1, "max_skipped")
+        if len(set(self.writers)) < len(self.writers):
+            raise ValueError(f"writers={' '.join(self.writers)}: give each once.")
         for name in ("stop_after", "stall_after"):
             self.seconds(name)
 

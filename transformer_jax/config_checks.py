@@ -57,7 +57,7 @@ def _wanted(kind: object) -> str:
     if origin in (typing.Union, types.UnionType):
         return " or ".join(_wanted(part) for part in parts)
     if origin is tuple:
-        return "a list of " + {int: "whole numbers", str: "texts"}[parts[0]]
+        return "a list of " + ({int: "whole numbers", str: "texts"}.get(parts[0]) or _wanted(parts[0]))
     if kind is types.NoneType:
         return "nothing"
     names = {int: "a whole number", float: "a finite number", str: "text", bool: "true or false"}

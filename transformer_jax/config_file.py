@@ -22,6 +22,7 @@ FREE = (
     "eval_every",
     "eval_rows",
     "log_every",
+    "writers",
     "num_samples",
     "max_new_tokens",
     "stop_at",

@@ -9,6 +9,7 @@ import jax
 import numpy as np
 
 from transformer_jax import job
+from transformer_jax.bench.measure import surroundings
 from transformer_jax.checkpoint import Checkpoints, is_full, restore
 from transformer_jax.config import RunConfig
 from transformer_jax.data.batches import Drawn
@@ -29,6 +30,7 @@ from transformer_jax.trainer import Trainer, digest_of
 from transformer_jax.translation.scores import exact_match
 from transformer_jax.watchdog import Watchdog
 from transformer_jax.workdir import opened
+from transformer_jax.writers import check_writers, open_writers
 
 DONE, STOPPED = 0, 75
 
@@ -42,6 +44,7 @@ def train(run: RunConfig, terminal: Terminal) -> int:
         BusyError: another process is training in the folder.
         StorageError: the disk is full, or refuses what has to be written.
     """
+    check_writers(run.writers)
     folder = Path(run.workdir)
     try:
         with (
@@ -91,10 +94,12 @@ def _train(trainer: Trainer, found: Found, checkpoints: Checkpoints, terminal: T
     watchdog = Watchdog(folder, run.seconds("stall_after"))
     with watchdog.watching(), job.together(lambda: checkpoints.latest):
         state = trainer.first_state() if found.step is None else restore(checkpoints.unit(found.step), abstract)
-        writer = MetricsWriter(folder if job.is_first() else None, found.step or 0)
+        first, start = job.is_first(), found.step or 0
+        writers = open_writers(run, folder, start, terminal.say) if first else []
+        writer = MetricsWriter(folder if first else None, start, writers)
         try:
-            loop = Loop(trainer, state, found.step or 0, checkpoints, writer, terminal, stop, watchdog)
-            loop.tell_start(found)
+            loop = Loop(trainer, state, start, checkpoints, writer, terminal, stop, watchdog)
+            loop.tell_start(found, {"parameters": moving + staying, "report": report})
             stop.patient = True
             return loop.run()
         finally:
@@ -137,8 +142,8 @@ class Loop:
         self.in_flight = 1 if trainer.partitioner.mesh else 2
         self.skipped, self.in_a_row = int(state.skipped), 0
 
-    def tell_start(self, found: Found) -> None:
-        """What was found in the folder, for those who read its metrics or watch."""
+    def tell_start(self, found: Found, facts: dict[str, Any]) -> None:
+        """What was found in the folder, and where it is trained, for those who read its metrics or watch."""
         for each in found.rejected:
             self.writer.write({"event": "checkpoint_rejected", "step": each.step, "reason": each.reason})
             self.terminal.say(f"Checkpoint {each.step} is damaged: {each.reason}. It was set aside, not deleted.")
@@ -148,6 +153,7 @@ class Loop:
             changes = {"changes": found.changes} if found.changes else {}
             self.writer.write({"event": "resume", "step": found.step} | changes)
             self.terminal.say(f"Resumed at step {found.step}.")
+        self.writer.write({"event": "start", "step": self.step} | facts | surroundings() | {"processes": job.count()})
 
     def run(self) -> int:
         """All steps, and what is due after some of them. Returns the exit status."""
@@ -189,7 +195,7 @@ class Loop:
             if done.step % run.log_every == 0 or done.step == self.end:
                 numbers["learning_rate"] = float(np.asarray(self.trainer.schedule(done.step - 1 - self.skipped)))
                 numbers |= {"tokens_per_second": self.clock.rate, "data_wait": self.clock.data_wait}
-                numbers |= {"compiles": self.program.compiles}
+                numbers |= {"compiles": self.program.compiles, "seconds": self.clock.seconds}
                 record = {"step": done.step, "split": "train"} | numbers | {"batch_sha": done.drawn.sha}
                 self.writer.write(record)
                 self.terminal.train(record, run.steps)
@@ -220,10 +226,14 @@ class Loop:
     def _evaluate(self) -> dict[str, Any]:
         """Scores, written down; nothing where an end is asked for meanwhile: then a resume begins with it."""
         self._settle(0)
+        began = self.clock.seconds
         try:
-            found = self.trainer.evaluate(self.step, self.state, self._pause)
+            found, samples = self.trainer.evaluate(self.step, self.state, self._pause)
         except Stopped:
             return {}
+        found[-1] |= {"seconds": self.clock.seconds - began}
+        if samples:
+            self.writer.samples(self.step, samples)
         for each in found:
             self.writer.write(each)
             self.terminal.validation(each, self.trainer.config.steps)

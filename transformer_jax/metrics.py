@@ -1,20 +1,19 @@
-"""What a run tells about itself: metrics.jsonl, TensorBoard, loss.png, samples.txt and lines on the terminal."""
+"""What a run tells about itself: metrics.jsonl, samples.txt, loss.png, and what `writers.py` passes on."""
 
 import errno
 import json
 import math
 import os
 import re
-import time
 from array import array
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from transformer_jax.folders import write_whole
+from transformer_jax.writers import Writer
 
 Record = dict[str, Any]
-FLUSH_SECONDS = 10.0
 
 
 def each_record(path: Path) -> Iterator[Record]:
@@ -25,7 +24,7 @@ def each_record(path: Path) -> Iterator[Record]:
         for line in file:
             try:
                 record = json.loads(line)
-            except ValueError:
+            except (ValueError, RecursionError):
                 continue
             if isinstance(record, dict):
                 yield record
@@ -52,40 +51,26 @@ def rewind(folder: Path, step: int) -> None:
         write_whole(samples, "".join(known))
 
 
-def _event(**fields: Any) -> Any:
-    """One event of TensorBoard's."""
-    from tensorboardX.proto import event_pb2
-
-    return vars(event_pb2)["Event"](wall_time=time.time(), **fields)
-
-
 class MetricsWriter:
-    """Appends records to metrics.jsonl and their numbers to TensorBoard, from `step` on. Close it after use.
+    """Appends records to metrics.jsonl and samples to samples.txt, from `step` on, and passes their numbers and text
+    on to the writers. Close it after use.
 
     Without a folder it writes nothing.
     """
 
-    def __init__(self, folder: Path | None, step: int = 0) -> None:
+    def __init__(self, folder: Path | None, step: int = 0, writers: Sequence[Writer] = ()) -> None:
         self.records: list[Record] = []  # what was written before
-        self._flushed = time.monotonic()
-        self._file = self._board = None
+        self._folder, self._file, self._writers = folder, None, writers
         if folder is None:
             return
-        from tensorboardX.event_file_writer import EventsWriter
-
         rewind(folder, step)
         path = folder / "metrics.jsonl"
         self.records = read_records(path)
         self._file = path.open("ab", buffering=0)
-        (folder / "tensorboard").mkdir(exist_ok=True)
-        # written here rather than in SummaryWriter's thread, where a full disk would go unnoticed
-        self._board = EventsWriter(str(folder / "tensorboard" / "events"))
-        if step:
-            self._board.write_event(_event(step=step + 1, session_log={"status": "START"}))
 
     def write(self, record: Record) -> None:
         """One line, whole or not at all; floats keep all their bits, and one that is not finite is null."""
-        if self._file is None or self._board is None:
+        if self._file is None:
             return
         numbers = {name: value for name, value in record.items() if isinstance(value, (int, float))}
         bad = {name: None for name, value in numbers.items() if not math.isfinite(value)}
@@ -95,26 +80,26 @@ class MetricsWriter:
             os.ftruncate(self._file.fileno(), size)
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), self._file.name)
         if "split" in record:
-            for name, value in numbers.items():
-                if name != "step" and name not in bad:
-                    summary = {"value": [{"tag": f"{record['split']}/{name}", "simple_value": value}]}
-                    self._board.write_event(_event(step=record["step"], summary=summary))
-            if time.monotonic() - self._flushed > FLUSH_SECONDS:
-                self._flush()
+            numbers = {name: value for name, value in numbers.items() if name != "step" and name not in bad}
+            for writer in self._writers:
+                writer.scalars(record["step"], record["split"], numbers)
 
-    def _flush(self) -> None:
-        if self._board is not None:
-            self._board.flush()
-        self._flushed = time.monotonic()
+    def samples(self, step: int, text: str) -> None:
+        """Outputs for a few examples, before the scores of that step are written: those without scores are no more."""
+        if self._folder is None:
+            return
+        with (self._folder / "samples.txt").open("a", encoding="utf-8") as file:
+            file.write(f"--- step {step}\n{text}\n\n")
+        for writer in self._writers:
+            writer.text(step, "samples", text)
 
     def settle(self) -> None:
         """Until all that was written is on the disk itself."""
         if self._file is not None:
             os.fsync(self._file.fileno())
-            self._flush()
 
     def close(self) -> None:
-        for each in (self._board, self._file):
+        for each in (*self._writers, self._file):
             if each is not None:
                 each.close()
 

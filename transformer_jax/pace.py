@@ -93,13 +93,14 @@ class StopSignal:
 
 class Clock:
     """Tokens a second, of real tokens read, and the share of time that was waited for batches, since the last
-    evaluation; the first step's compilation is not counted.
+    evaluation; the first step's compilation is not counted. And the seconds since it was made, in which all is counted.
 
     Steps are seen to end in bursts, so the rate is over all of them and not from one line of metrics to the next.
     """
 
     def __init__(self) -> None:
         self._since, self._tokens, self._waited = 0.0, 0, 0.0
+        self._made = time.perf_counter()
 
     def count(self, drawn: Drawn) -> None:
         """One more step is done."""
@@ -121,6 +122,11 @@ class Clock:
     def rate(self) -> float:
         """Tokens a second so far."""
         return self._tokens / (time.perf_counter() - self._since) if self._tokens else 0.0
+
+    @property
+    def seconds(self) -> float:
+        """Since it was made."""
+        return time.perf_counter() - self._made
 
     def restart(self) -> None:
         """Leaves out the time before: an evaluation is no training."""

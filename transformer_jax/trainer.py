@@ -116,9 +116,9 @@ class Trainer:
         params = self.join(state.params, state.frozen)
         return make_diagnosis(self.model, loss, self.partitioner, key)(params, batch)
 
-    def evaluate(self, step: int, state: TrainState, pause: Callable[[], None]) -> list[dict[str, Any]]:
-        """Scores on each set of validation data, the run's own last, with sample outputs written to samples.txt. All
-        rows are read after the last step.
+    def evaluate(self, step: int, state: TrainState, pause: Callable[[], None]) -> tuple[list[dict[str, Any]], str]:
+        """Scores on each set of validation data, the run's own last, and sample outputs. All rows are read after the
+        last step.
 
         `pause` is called between parts of the work and may raise to give it up.
         """
@@ -134,7 +134,8 @@ class Trainer:
         sets = {f"validation/{name}": rows for name, rows in self.data.named.items()}
         sets["validation"] = self.data.validation
         found = [{"step": step, "split": name} | self.evaluator(params, batches(rows)) for name, rows in sets.items()]
-        return [*found[:-1], found[-1] | self._sample(step, params, pause)]
+        scores, samples = self._sample(params, pause)
+        return [*found[:-1], found[-1] | scores], samples
 
     def _start_of(self, document: str) -> str:
         """The first letters of a document, few enough to leave half of the model's length for what follows."""
@@ -144,10 +145,10 @@ class Trainer:
             start = start[: len(start) // 2]
         return start
 
-    def _sample(self, step: int, params: Any, pause: Callable[[], None]) -> dict[str, Any]:
+    def _sample(self, params: Any, pause: Callable[[], None]) -> tuple[dict[str, Any], str]:
         run, held_out = self.config, self.data.held_out
         if not arrangement_of(run.data.objective, run.model.mode).answers:
-            return {}
+            return {}, ""
         params = self.partitioner.for_decoding(params)
 
         def respond(texts: list[str], **options: Any) -> list[str]:
@@ -157,7 +158,7 @@ class Trainer:
         if isinstance(held_out, Pairs):
             chosen = held_out.take(slice(run.num_samples))
             if not len(chosen):
-                return {}
+                return {}, ""
             outputs = respond(chosen.sources)
             lines = [f"{s}\n  expected {t}\n  output   {o}" for s, t, o in zip(*_few(chosen, outputs), strict=True)]
             scores = {"exact_match": exact_match(outputs, chosen.targets), "exact_match_sample": len(chosen)}
@@ -170,10 +171,7 @@ class Trainer:
             outputs = respond(starts, key=jax.random.key(run.seed), batch_size=len(starts))
             lines = [f"{s}|{o}" for s, o in zip(starts, outputs, strict=True)]
             scores = {}
-        if job.is_first():
-            with (self.folder / "samples.txt").open("a", encoding="utf-8") as file:
-                file.write(f"--- step {step}\n" + "\n".join(lines) + "\n\n")
-        return scores
+        return scores, "\n".join(lines)
 
 
 def _few(pairs: Pairs, outputs: list[str], count: int = 8) -> tuple[list[str], list[str], list[str]]:

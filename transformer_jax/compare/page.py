@@ -95,8 +95,8 @@ def page(result: dict[str, Any]) -> str:
         ("seconds", lambda each: each["seconds_per_step"]),
     )
     charts = [
-        chart(f"{up} on unseen data by {across}", across, up, lines(field, scale))
-        for field, up in (("loss", "loss, nats a token"), ("exact_match", "exact match"))
+        chart(f"{what} on unseen data", across, up, lines(field, scale))
+        for field, what, up in (("loss", "Loss", "nats a token"), ("exact_match", "Exact match", "share of outputs"))
         for across, scale in axes
     ]
     shapes = "".join(

@@ -1,0 +1,1 @@
+"""A run's folder -> one page about it, or several runs' beside each other."""
