@@ -227,7 +227,8 @@ def test_signals_save_and_exit_75(quick):
         assert (last["event"], last["reason"]) == ("preempted", number.name)
         done = last["step"]
         assert list(lines(run, "train", "loss")) == list(range(1, done + 1))
-    assert [record["event"] for record in records(run) if "event" in record] == ["preempted", "resume", "preempted"]
+    events = [record["event"] for record in records(run) if "event" in record]
+    assert events == ["start", "preempted", "resume", "start", "preempted"]
 
 
 def test_train_py_reads_dates(quick):
