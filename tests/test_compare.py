@@ -34,6 +34,7 @@ def test_arms_have_as_many_parameters(mode, arm, layers):
     assert 0.5 < found.d_ff / model.d_ff < 2
 
 
+@pytest.mark.long
 def test_the_closed_form_is_that_of_the_model():
     """With ff = 4 d and without biases, L = Le + 4/3 Ld but for norms."""
     options = dict(vocab_size=50, d_model=48, num_heads=2, d_ff=192, use_bias=False, position="rope")

@@ -55,6 +55,7 @@ def test_passes_agree_where_the_objective_asks_for_it():
     assert found[1.0] < 0.8 * found[0.0]
 
 
+@pytest.mark.long
 def test_the_objective_without_its_part_is_the_package_s():
     """Without dropout and with weight 0 the loss and its sums are those of `make_loss`."""
     objective, task = example("custom_objective"), example("reversal")
@@ -65,6 +66,7 @@ def test_the_objective_without_its_part_is_the_package_s():
         np.testing.assert_allclose(own[name], ours[name], rtol=1e-5)
 
 
+@pytest.mark.long
 def test_the_optimizer_learns_and_is_not_adamw():
     plain, cautious = example("custom_optimizer").main(steps=60).values()
     assert plain[0] == cautious[0]

@@ -96,6 +96,7 @@ def shrunk(name):
     )
 
 
+@pytest.mark.long
 def test_less_than_all_steps_is_no_reproduction_and_the_rest_is(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(pipeline, "find_recipe", shrunk)
     (tmp_path / "text.txt").write_text("to be or not to be, that is the question. " * 200)

@@ -300,6 +300,7 @@ def test_ways_are_each_once_and_the_first_of_equals_is_best():
     assert best_of([{"bleu": 1.0}, {"bleu": 2.0}, {"bleu": 2.0}], "bleu") == 1
 
 
+@pytest.mark.long
 def test_a_sweep_scores_as_evaluate_does():
     run, words = made("encoder-decoder"), "--data held-out.tsv --limit 5 --tokenized-bleu en"
     status, out, err = call("sweep", run, words, "--beam-size 3 1 --length-penalty 2 --metric chrf")
@@ -314,6 +315,7 @@ def test_a_sweep_scores_as_evaluate_does():
     assert err.count("best") == 1
 
 
+@pytest.mark.long
 def test_n_best_lists_say_which_input_they_answer():
     run, stdin = made("encoder-decoder"), "01.02.2001\n03.04.2001\n"
     words = ["generate", run, "--beam-size 3 --num-return 2"]
