@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from test_cli import call, every_mode, finished, quick  # noqa: F401 - the fixture is for this file too
+from test_cli import call, every_mode, quick, train  # noqa: F401 - the fixture is for this file too
 from test_compare import made, read
 
 from transformer_jax.compare.page import page as compared
@@ -229,7 +229,9 @@ def test_lines_can_be_told_apart():
 @pytest.mark.long
 def test_a_trained_run_is_reported(mode):
     """With its attention, also for a prompt; the run's own files stay as they are."""
-    run = finished(mode)
+    run = Path(f"reported-{mode}")
+    status, _, err = train(run, mode)
+    assert status == 0, err
     before = {path: path.read_bytes() for path in run.iterdir() if path.is_file()}
     status, out, err = call("report", run)
     assert (status, err) == (0, "")
