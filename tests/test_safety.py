@@ -33,6 +33,7 @@ ALLOWED = {
     ("transformer_jax/bench/peers.py", "torch"),  # it trains models there and loads nothing
     ("scripts/bench_gpu.py", "subprocess"),  # which runs itself, a process a case
     ("scripts/measure_prepare.py", "subprocess"),  # which runs this program, to kill it
+    ("scripts/newcomer.py", "subprocess"),  # which does what a newcomer does, in a folder of its own
     ("transformer_jax/workers.py", "multiprocessing"),  # which runs itself
 }
 
