@@ -47,7 +47,8 @@ SHRINK = {
     r"evaluate": "--limit 2",
     r"generate": "--max-new-tokens 4",
     r"describe .*--examples": "--batch-size 2",
-    r"describe|import|export|prepare|verify|bench": "",
+    r"sweep": "!--limit 2",
+    r"describe|import|export|prepare|verify|bench|report|average|moses|significance|reproduce": "",
 }
 # Blocks that are programs for other machines, by what they have, and lines that are not run, and why. What is the
 # package's own in them is parsed.
@@ -63,6 +64,9 @@ EXCEPTIONS = {
     r"python scripts/bench_gpu\.py": "it needs a GPU and PyTorch",
     r"python docs/examples/": "tests/test_examples.py runs them",
     r"cd \S+/checkpoints|sha256sum -c": "a run of 500 steps; tests/test_manifest.py checks what it would",
+    r"transformer-jax reproduce .*--data": "hours; tests/test_reproduce.py runs them with smaller models",
+    r".*--writers .*wandb": "it needs the extra; tests/test_writers.py has stand-ins",
+    r"tensorboard --logdir": "it serves until it is stopped",
     r".*--parallel\.mesh": "it needs many devices; tests/test_plan.py and tests/on_devices.py play them",
 }
 
@@ -216,6 +220,7 @@ FILES = {
         for each in ("train", "val", "test_2016_flickr")
         for name, text in sides(each, "en", "de").items()
     },
+    **{name: "".join(f"{t}\n" for _, t in DAYS) for name in ("one.de", "other.de")},
     "train.tsv": "".join(f"{s}\t{t}\n" for s, t in DAYS),
     "my.txt": TEXT,
     "tinyshakespeare.txt": TEXT,
@@ -228,7 +233,8 @@ FILES = {
 # Runs and folders that users have made before, by the command that makes them.
 MADE = {
     "runs/dates": "train dates",
-    "runs/pairs": "train pairs --data.train train.en train.de",
+    "runs/dates-decoder-only": "train dates --model.mode decoder-only",
+    "runs/pairs": "train pairs --data.train train.en train.de --checkpoint.every 1",
     "runs/text": "train text --data.train my.txt",
     "shards": "prepare shards --data texts/ --tokenizer bpe --tokenizer-size 300",
 }
