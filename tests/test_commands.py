@@ -63,7 +63,7 @@ EXCEPTIONS = {
     r"pre-commit install|ruff |pyright|pytest": "checks of the project, not the package's",
     r"python scripts/bench_gpu\.py": "it needs a GPU and PyTorch",
     r"python docs/examples/": "tests/test_examples.py runs them",
-    r"cd \S+/checkpoints|sha256sum -c": "a run of 500 steps; tests/test_manifest.py checks what it would",
+    r"cd \S+/checkpoints|sha256sum -c": "a run of 300 steps; tests/test_manifest.py checks what it would",
     r"transformer-jax reproduce .*--data": "hours; tests/test_reproduce.py runs them with smaller models",
     r".*--writers .*wandb": "it needs the extra; tests/test_writers.py has stand-ins",
     r"tensorboard --logdir": "it serves until it is stopped",

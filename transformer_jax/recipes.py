@@ -42,9 +42,9 @@ def dates() -> RunConfig:
     """`python train.py`: dates in 26 languages -> ISO 8601, the embedded default, minutes on a laptop."""
     return RunConfig(
         recipe="dates",
-        steps=500,
+        steps=300,
         batch_size=16,
-        eval_every=100,
+        eval_every=50,
         max_new_tokens=16,
         model=ModelConfig(
             d_model=128,
