@@ -43,8 +43,9 @@ def dates() -> RunConfig:
     return RunConfig(
         recipe="dates",
         steps=300,
-        batch_size=16,
+        batch_size=32,
         eval_every=50,
+        eval_rows=128,
         max_new_tokens=16,
         model=ModelConfig(
             d_model=128,
@@ -52,13 +53,13 @@ def dates() -> RunConfig:
             num_encoder_layers=2,
             num_heads=4,
             d_ff=256,
-            max_length=208,
+            max_length=104,
             position="rope",
             norm="rmsnorm",
             activation="gelu",
             use_bias=False,
         ),
-        data=DataConfig(embedded="dates", tokenizer="char", source_length=128, target_length=80),
+        data=DataConfig(embedded="dates", tokenizer="char", source_length=64, target_length=40),
         optimizer=OptimizerConfig(learning_rate=3e-3),
     )
 
