@@ -8,6 +8,8 @@ from typing import Any
 
 from transformer_jax.page import Column, Line, chart, document, key_of, short, table
 
+QUALITY = ("loss", "exact match", "BLEU", "chrF")  # columns of the first table; the second is of costs
+
 
 def columns_of(result: dict[str, Any]) -> list[Column]:
     """What is compared."""
@@ -27,13 +29,13 @@ def columns_of(result: dict[str, Any]) -> list[Column]:
         of("chrF", lambda run: run["scores"].get("chrf"), lambda value: f"{value:.1f}", True),
         fixed("parameters", "parameters"),
         fixed("steps", "steps"),
-        fixed("training FLOPs", "training_flops"),
+        fixed("FLOPs", "training_flops"),
         fixed("tokens/s", "tokens_per_second", True),
-        fixed("bytes of a step", "memory", False),
+        fixed("bytes", "memory", False),
     ]
     for length in sorted({int(length) for each in arms.values() for length in each["latency"]}):
         times = {arm: [1e3 * each["latency"].get(str(length), math.nan)] for arm, each in arms.items()}
-        columns.append(Column(f"ms for {length} tokens", times, lambda value: f"{value:.1f}", False))
+        columns.append(Column(f"{length} tokens", times, lambda value: f"{value:.1f} ms", False))
     return [column for column in columns if any(column.values.values())]
 
 
@@ -102,7 +104,7 @@ def page(result: dict[str, Any]) -> str:
     shapes = "".join(
         f"<tr><td>{html.escape(arm)}</td><td>{each['encoder_layers']}</td><td>{each['decoder_layers']}</td>"
         f"<td>{each['d_model']}</td><td>{each['d_ff']}</td><td>{each['parameters']:,}</td>"
-        f"<td>{html.escape(', '.join(f'{name} {value}' for name, value in each['choices'].items()))}</td></tr>"
+        f"<td>{html.escape(', '.join(str(value) for value in each['choices'].values()))}</td></tr>"
         for arm, each in result["arms"].items()
     )
     failures = "".join(
@@ -114,9 +116,11 @@ def page(result: dict[str, Any]) -> str:
     title = f"{result['recipe']}: {' against '.join(arms)}"
     body = f"""<h1>{html.escape(result["recipe"])}: {html.escape(" · ".join(arms))}</h1>
 <p class="answer">{html.escape(answer(result, columns))}</p>
-{table(columns, arms)}
+{table([column for column in columns if column.name in QUALITY], arms)}
+{table([column for column in columns if column.name not in QUALITY], arms)}
 <p><small>{len(result["seeds"])} seeds; mean ± half the spread. Scores are of unseen data, loss of target tokens,
-outputs greedy. Speeds and latencies (one prompt) are medians on this machine ({html.escape(result["device"])}),
+outputs greedy. FLOPs are those of training, bytes those of a step, the last columns times to decode so many tokens for
+one prompt. Speeds are medians on this machine ({html.escape(result["device"])}),
 measured before training with nothing beside.</small></p>
 {f"<h2>What failed</h2><ul>{failures}</ul>" if failures else ""}
 <h2>Learning curves</h2><p>{key_of(arms)}</p><div class="charts">{"".join(charts)}</div>
