@@ -363,7 +363,7 @@ DESCRIBE = [
     Bad("describe RUN dates", "Unrecognized options: dates"),
     Bad("describe --devices 0", "devices=0 must be at least 1"),
     Bad("describe --devices 8 --parallel.mesh data=3", "mesh='data=3' is 3 devices, and there are 8"),
-    Bad("describe --parallel.mesh data=3,fsdp=7", "batch_size=16 must be a multiple of .* the 21 parts"),
+    Bad("describe --parallel.mesh data=3,fsdp=7", "batch_size=32 must be a multiple of .* the 21 parts"),
     Bad("describe --parallel.mesh data=-1", "give their --devices"),
     Bad("describe --parallel.mesh tensor=4096", "at most 2048 devices"),
     Bad("describe --accelerator h1000", "Unknown accelerator 'h1000'. Did you mean 'h100'?"),
