@@ -21,7 +21,7 @@ from transformer_jax.page import Line, chart
 ARMS = STUDIES["modes"]
 
 
-@pytest.mark.parametrize("mode", ["encoder-decoder", "decoder-only"])
+@pytest.mark.parametrize("mode", ["encoder-decoder", pytest.param("decoder-only", marks=pytest.mark.long)])
 @pytest.mark.parametrize("arm", ARMS)
 @pytest.mark.parametrize("layers", [(2, 3), *(pytest.param(each, marks=pytest.mark.long) for each in [(1, 1), (4, 4)])])
 def test_arms_have_as_many_parameters(mode, arm, layers):
@@ -51,7 +51,7 @@ def test_a_model_too_small_to_be_matched_is_refused():
 
 
 ARMS_OF_STUDIES = [
-    pytest.param(study, arm, marks=[] if study in ("path", "heads") else pytest.mark.long)
+    pytest.param(study, arm, marks=[] if study == "path" else pytest.mark.long)
     for study in list(STUDIES)[1:]
     for arm in STUDIES[study]
 ]

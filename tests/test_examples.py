@@ -105,6 +105,7 @@ def even(q_BTHK, k_BSGK, sight, cap, share):
     return share * jnp.broadcast_to(sight.mask_BTS[:, None], (1, 8, 4, 4))
 
 
+@pytest.mark.long
 def test_a_name_that_is_added_again_has_the_new_weights():
     """Also in what was compiled before, and in pictures, which show what the attention takes."""
     config = tj.ModelConfig(mode="decoder-only", vocab_size=7, d_model=8, num_layers=1)

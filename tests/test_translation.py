@@ -122,7 +122,7 @@ def is_mean(mean, *runs):
     )
 
 
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("mode", [MODES[0], pytest.param(MODES[1], marks=pytest.mark.long)])
 def test_average_makes_a_run(mode):
     """Of one checkpoint it is that one, of several their mean; and what reads a run reads it."""
     run, out = made(mode), f"averaged-{mode}"
@@ -145,6 +145,7 @@ def initial_params_of(folder):
     return dataclasses.replace(load_run(folder), params=params)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("how", [dict(lora=("w_=2",)), dict(ema_decay=0.5)], ids=["lora", "ema"])
 def test_averages_are_of_what_evaluation_uses(how, monkeypatch):
     """Adapters are in their weights; of a run with a moving average it is what is averaged. A checkpoint is let go of
