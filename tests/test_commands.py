@@ -37,7 +37,7 @@ SHELL = ("", "bash", "sh", "console", "shell")
 CELL = re.compile(r"`((?:python train\.py|transformer-jax|python scripts/)[^`]*)`")
 
 MODEL = "--model.d-model 16 --model.d-ff 16 --model.num-heads 2 --model.num-layers 1 --model.num-encoder-layers 1"
-TRAIN = "--steps 2 --batch-size 2 --num-samples 2 --eval-rows 2 --max-new-tokens 4 --optimizer.warmup-steps 0"
+TRAIN = "!--steps 2 --batch-size 2 --num-samples 2 --eval-rows 2 --max-new-tokens 4 --optimizer.warmup-steps 0"
 # What a command that begins so is made small with, where it does not say it itself; "!" in front: whatever it says.
 SHRINK = {
     r"train .*--init-from": TRAIN,
