@@ -17,12 +17,11 @@ from transformer_jax.compare.measure import result_of
 from transformer_jax.config import ParallelConfig, RunConfig
 from transformer_jax.config_file import read_config
 from transformer_jax.errors import ERRORS, InputError
-from transformer_jax.loop import train
+from transformer_jax.loop import STOPPED, train
 from transformer_jax.pace import StopSignal
 from transformer_jax.terminal import Terminal
 from transformer_jax.workers import interrupt, processes
 
-STOPPED = 75
 ROOM = 0.7  # share of the machine's memory that runs may take together
 
 
