@@ -23,13 +23,14 @@ from typing import Any
 import jax
 
 from transformer_jax.bench import generate, train
-from transformer_jax.bench.measure import peak_flops, read_bandwidth, surroundings
+from transformer_jax.bench.measure import peak_flops, read_bandwidth
 from transformer_jax.bench.subject import Subject
 from transformer_jax.config import ModelConfig
 from transformer_jax.errors import InputError
 from transformer_jax.files import check_output
 from transformer_jax.host import prepare
 from transformer_jax.recipes import find_recipe
+from transformer_jax.surroundings import surroundings
 
 GPT2 = find_recipe("gpt2-124m").model.replace(vocab_size=50_304, dtype="bfloat16")
 LLAMA = find_recipe("llama-1b").model

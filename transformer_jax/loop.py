@@ -9,7 +9,6 @@ import jax
 import numpy as np
 
 from transformer_jax import job
-from transformer_jax.bench.measure import surroundings
 from transformer_jax.checkpoint import Checkpoints, is_full, restore
 from transformer_jax.config import RunConfig
 from transformer_jax.data.batches import Drawn
@@ -25,6 +24,7 @@ from transformer_jax.pace import Clock, Stopped, StopSignal, ahead
 from transformer_jax.resume import Found, find_run, write_papers
 from transformer_jax.run import CHECKPOINTS, step_of
 from transformer_jax.step import SPIKE, Metrics, TrainState
+from transformer_jax.surroundings import surroundings
 from transformer_jax.terminal import Terminal
 from transformer_jax.trainer import Trainer, digest_of
 from transformer_jax.translation.scores import exact_match

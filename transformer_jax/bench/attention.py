@@ -11,8 +11,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from transformer_jax.bench.measure import compiled_from, interleaved, ratio, surroundings
+from transformer_jax.bench.measure import compiled_from, interleaved, ratio
 from transformer_jax.model.backends import BACKENDS, Shape, Sight, choose
+from transformer_jax.surroundings import surroundings
 
 Array = jax.Array
 TURN = 0.5  # seconds

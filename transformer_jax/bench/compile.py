@@ -6,8 +6,9 @@ from typing import Any
 
 import jax
 
-from transformer_jax.bench.measure import compiled_from, interleaved, surroundings
+from transformer_jax.bench.measure import compiled_from, interleaved
 from transformer_jax.bench.subject import TINY, Subject
+from transformer_jax.surroundings import surroundings
 
 LAYERS = (4, 12, 48)
 TURN = 0.5  # seconds

@@ -16,7 +16,7 @@ from typing import Any
 
 import jax
 
-from transformer_jax.bench.measure import interleaved, ratio, surroundings
+from transformer_jax.bench.measure import interleaved, ratio
 from transformer_jax.config import RunConfig
 from transformer_jax.data import sources
 from transformer_jax.data.batches import draw_checked
@@ -28,6 +28,7 @@ from transformer_jax.pace import ahead, tokens_of
 from transformer_jax.partition import Partitioner
 from transformer_jax.recipes import find_recipe
 from transformer_jax.run import first_state, step_of
+from transformer_jax.surroundings import surroundings
 
 
 def _recipe(name: str, objective: Any = "auto", **changes: Any) -> RunConfig:

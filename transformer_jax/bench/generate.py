@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from transformer_jax.bench import peers
-from transformer_jax.bench.measure import interleaved, ratio, read_bandwidth, surroundings
+from transformer_jax.bench.measure import interleaved, ratio, read_bandwidth
 from transformer_jax.config import ModelConfig
 from transformer_jax.data.objectives import ARRANGEMENTS
 from transformer_jax.decoding import generate
@@ -24,6 +24,7 @@ from transformer_jax.model.int8 import int8_weights
 from transformer_jax.model.transformer import Transformer
 from transformer_jax.recipes import find_recipe
 from transformer_jax.run import ONE_DEVICE, example_inputs
+from transformer_jax.surroundings import surroundings
 from transformer_jax.tokens import Tokens
 
 Array = jax.Array

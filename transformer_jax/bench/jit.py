@@ -16,10 +16,11 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from transformer_jax.bench.measure import compiled_from, interleaved, peak_flops, ratio, surroundings
+from transformer_jax.bench.measure import compiled_from, interleaved, peak_flops, ratio
 from transformer_jax.bench.subject import TINY, Subject
 from transformer_jax.hlo import read_program
 from transformer_jax.step import TrainState, apply_gradients, gradient_sums, step_key
+from transformer_jax.surroundings import surroundings
 
 CASES = {
     "decoder-only": Subject(TINY, batch=12, length=64),

@@ -11,7 +11,6 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from transformer_jax.bench.measure import surroundings
 from transformer_jax.bench.subject import ADAMW, Subject
 from transformer_jax.config import LossConfig
 from transformer_jax.model.transformer import Transformer
@@ -20,6 +19,7 @@ from transformer_jax.optimizer import make_optimizer
 from transformer_jax.partition import compiler_options, part_bytes
 from transformer_jax.recipes import find_recipe
 from transformer_jax.step import train_step
+from transformer_jax.surroundings import surroundings
 from transformer_jax.tokens import Batch
 
 GPT2 = find_recipe("gpt2-124m").model.replace(dtype="float32", max_length=1024)

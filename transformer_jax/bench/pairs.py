@@ -15,7 +15,7 @@ import jax
 import numpy as np
 
 from transformer_jax.bench import peers
-from transformer_jax.bench.measure import interleaved, ratio, surroundings
+from transformer_jax.bench.measure import interleaved, ratio
 from transformer_jax.bench.subject import ADAMW
 from transformer_jax.bench.train import OURS, TRANSLATION
 from transformer_jax.config import DataConfig, RunConfig
@@ -28,6 +28,7 @@ from transformer_jax.errors import InputError
 from transformer_jax.pace import tokens_of
 from transformer_jax.partition import Partitioner
 from transformer_jax.run import first_state, step_of
+from transformer_jax.surroundings import surroundings
 
 TAKES = ("data",)
 PAIRS = 64  # in a batch, on average

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import jax
 from jax.sharding import Mesh, PartitionSpec
 
-from transformer_jax.bench.measure import interleaved, ratio, surroundings
+from transformer_jax.bench.measure import interleaved, ratio
 from transformer_jax.bench.subject import TINY, Subject
 from transformer_jax.config import ParallelConfig
 from transformer_jax.errors import InputError
@@ -20,6 +20,7 @@ from transformer_jax.hlo import read_program
 from transformer_jax.host import simulate
 from transformer_jax.partition import Partitioner, Program, part_bytes
 from transformer_jax.step import train_step
+from transformer_jax.surroundings import surroundings
 
 TAKES = ("devices",)
 TURN = 1.0  # seconds

@@ -7,10 +7,11 @@ from typing import Any, NamedTuple
 import jax
 
 from transformer_jax.bench import peers
-from transformer_jax.bench.measure import compiled_from, interleaved, peak_flops, ratio, surroundings
+from transformer_jax.bench.measure import compiled_from, interleaved, peak_flops, ratio
 from transformer_jax.bench.subject import TINY, Subject
 from transformer_jax.config import ModelConfig
 from transformer_jax.recipes import find_recipe
+from transformer_jax.surroundings import surroundings
 
 OURS = "transformer_jax"
 TURN = 2.0  # seconds

@@ -101,10 +101,10 @@ def command_compare(arguments: list[str]) -> int:
     folder = Path(args.workdir if named else default)
     run = RunConfig(**{field.name: getattr(args, field.name) for field in dataclasses.fields(RunConfig)})
     run = dataclasses.replace(run, workdir=str(folder))
-    from transformer_jax.bench.measure import surroundings
     from transformer_jax.compare.page import answer, columns_of, page
     from transformer_jax.compare.runs import STOPPED, Task, jobs_of, outcomes
     from transformer_jax.host import prepare
+    from transformer_jax.surroundings import surroundings
     from transformer_jax.workdir import opened
 
     prepare(run.deterministic)

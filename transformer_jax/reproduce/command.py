@@ -92,8 +92,8 @@ def command_reproduce(arguments: list[str]) -> int:
     if not args.data.exists():
         raise InputError(f"--data {args.data}: no such file or folder. It must be {published.data}.")
     from transformer_jax import host, job
-    from transformer_jax.bench.measure import surroundings
     from transformer_jax.reproduce.pipeline import measure, settings
+    from transformer_jax.surroundings import surroundings
     from transformer_jax.terminal import Terminal
 
     host.prepare()
