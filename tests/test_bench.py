@@ -179,7 +179,7 @@ def test_the_benchmark_of_training_counts_tokens_and_flops(monkeypatch, tmp_path
     assert case["ways"]["slow"]["ours_is_faster_by"] > 1
 
 
-@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("tied", [True, pytest.param(False, marks=pytest.mark.long)])
 @pytest.mark.parametrize("mode", SUBJECTS)
 def test_flops_by_shapes_are_those_of_the_compiled_step(mode, tied):
     """Three times the forward pass, counted from shapes, is what XLA's program multiplies."""

@@ -361,6 +361,7 @@ def test_scores_of_given_targets_add_up_to_the_loss(mode):
     assert call("generate", finished(mode), "--int8-weights --prompt", ["1 May 2003"])[0] == 0
 
 
+@pytest.mark.long
 @one_mode
 def test_plain_text_works_in_both_modes(mode):
     """Span corruption with an encoder, causal without: bits a byte are given where all is predicted."""
@@ -441,6 +442,7 @@ def test_every_objective_trains_and_answers(mode, objective, prompts):
     assert out.count("  source ") == (3 if mode == "encoder-decoder" else 0)
 
 
+@pytest.mark.long
 def test_masked_tokens_are_learned_in_place():
     """Training, evaluation and examples; a prompt is refused, and so is a model that cannot see both sides."""
     run, words = Path("masked-lm"), "--data.objective masked-lm --model.max-length 48 --steps 6 --eval-every 3"

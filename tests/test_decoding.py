@@ -20,7 +20,9 @@ PROMPTS = ([3, 9, 1, 4, 17, 6], [5, 8], [2])
 SOURCES = ([7, 7, 1, 20, 3], [4], list(range(1, 15)))
 LABELS = ("plain", "none-prefix", "t5-cross")
 CONFIGS = [variant(label, mode) for label in LABELS for mode in ("encoder-decoder", "decoder-only")]
+SOME = [CONFIGS[0], CONFIGS[-1], *(pytest.param(config, marks=pytest.mark.long) for config in CONFIGS[1:-1])]
 every_config = pytest.mark.parametrize("config", CONFIGS, ids=lambda config: f"{config.position}-{config.mode}")
+first_and_last = pytest.mark.parametrize("config", SOME, ids=lambda config: f"{config.position}-{config.mode}")
 every_mode = pytest.mark.parametrize("config", CONFIGS[:2], ids=lambda config: config.mode)
 
 
@@ -90,7 +92,7 @@ def test_greedy_is_the_model_asked_for_each_token(config):
     assert [leaf.dtype for leaf in (result.ids, result.scores, result.lengths)] == [np.int32, np.float32, np.int32]
 
 
-@every_config
+@first_and_last
 def test_an_end_token_ends_its_row(config):
     """Padding after it; score and length count up to it, the others go on."""
     ids, scores = slow_greedy(config)
@@ -102,7 +104,7 @@ def test_an_end_token_ends_its_row(config):
         np.testing.assert_allclose(result.scores, wanted_scores, rtol=0, atol=1e-4)
 
 
-@every_config
+@first_and_last
 def test_padding_does_not_matter(config):
     """On the left, on the right, more of it, in prompt or source: the same tokens, scores to 1e-5."""
     wanted = run(config, padded(PROMPTS, 6))

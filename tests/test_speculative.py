@@ -66,7 +66,9 @@ def test_a_draft_that_is_right_saves_steps():
     assert rounds.tolist() == [math.ceil((NEW - 1) / 5)] * 3
 
 
-@pytest.mark.parametrize("small", ["plain", "rope-gqa"], ids=["another", "itself"])
+@pytest.mark.parametrize(
+    "small", [pytest.param("plain", id="another"), pytest.param("rope-gqa", id="itself", marks=pytest.mark.long)]
+)
 def test_drawn_tokens_have_the_models_distribution(small):
     """Three tokens of 4,000 rows among the likeliest 3: chi-square below its 99.9 % point for 26 degrees of freedom."""
     config, count, temperature = variant("rope-gqa"), 4000, 1.5

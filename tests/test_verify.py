@@ -92,7 +92,7 @@ def test_stacked_parameters_are_those_of_a_scan(label, mode):
         pytest.param("2 microbatches", "decoder-only", marks=pytest.mark.long),
         ("packed rows", "decoder-only"),
         pytest.param("scan over layers", "encoder-decoder", marks=pytest.mark.long),
-        ("logits of cached decoding", "encoder-decoder"),
+        pytest.param("logits of cached decoding", "encoder-decoder", marks=pytest.mark.long),
     ],
 )
 def test_right_ways_are_within_the_tolerance(name, mode):
