@@ -42,7 +42,7 @@ TRAIN = "!--steps 2 --batch-size 2 --num-samples 2 --eval-rows 2 --max-new-token
 SHRINK = {
     r"train .*--init-from": TRAIN,
     r"train": f"{TRAIN} {MODEL}",
-    r"compare": f"{TRAIN} {MODEL} !--seeds 1",
+    r"compare": f"{TRAIN} {MODEL} !--seeds 1 --jobs 1",
     r"evaluate .*--score": "",
     r"evaluate": "--limit 2",
     r"generate": "--max-new-tokens 4",

@@ -253,6 +253,15 @@ def test_the_answer_says_whether_seeds_overlap():
     assert "but the seeds of both overlap. " in answer(close, columns_of(close))
 
 
+@pytest.mark.parametrize("failed", [("decoder-only",), ("decoder-only", "encoder-decoder")])
+def test_where_arms_failed_there_is_no_answer(failed):
+    result = made([0.9, 0.8], [0.5, 0.6])
+    for arm in failed:
+        result["arms"][arm]["runs"] = {"0": {"error": "the disk is full"}}
+    assert answer(result, columns_of(result)).startswith("Fewer than two arms were trained to their end")
+    assert "the disk is full" in read(page(result))
+
+
 def test_the_page_is_whole_and_quotes_what_it_shows():
     result = made([0.9, 0.8], [0.5, 0.6])
     result["arms"]["decoder-only"]["runs"]["1"] = {"error": "the disk <is> full"}

@@ -39,16 +39,17 @@ def columns_of(result: dict[str, Any]) -> list[Column]:
     return [column for column in columns if any(column.values.values())]
 
 
-def quality_of(columns: Sequence[Column]) -> Column:
-    """What arms are judged by: outputs where there are any, else the loss."""
-    return next((column for column in columns if column.name == "exact match"), columns[0])
+def quality_of(columns: Sequence[Column]) -> Column | None:
+    """What arms are judged by: outputs where there are any, else the loss; None where no run came to its end."""
+    named = {column.name: column for column in columns}
+    return named.get("exact match") or named.get("loss")
 
 
 def answer(result: dict[str, Any], columns: Sequence[Column]) -> str:
     """The comparison in a sentence: which arm is ahead, and whether by more than its seeds differ."""
     quality = quality_of(columns)
-    means = {arm: statistics.fmean(values) for arm, values in quality.values.items() if values}
-    if len(means) < 2:
+    means = {arm: statistics.fmean(values) for arm, values in quality.values.items() if values} if quality else {}
+    if quality is None or len(means) < 2:
         return "Fewer than two arms were trained to their end: there is nothing to compare."
     first, second, *_ = sorted(means, key=lambda arm: means[arm], reverse=bool(quality.more))
     best, next_best = quality.values[first], quality.values[second]
