@@ -11,7 +11,7 @@ import pytest
 from transformer_jax.cli import run_command
 from transformer_jax.compare import STUDIES
 from transformer_jax.compare.arms import arms_of, count, matched
-from transformer_jax.compare.command import PAGE, RESULT, CompareArguments
+from transformer_jax.compare.command import PAGE, RESULT, CompareArguments, means_of
 from transformer_jax.compare.page import answer, columns_of, page
 from transformer_jax.config import DataConfig, ModelConfig, RunConfig
 from transformer_jax.errors import InputError
@@ -170,6 +170,7 @@ def test_a_comparison_is_made_once_and_goes_on(pairs, tmp_path, capsys):
     for each in result["arms"].values():
         (run,) = each["runs"].values()
         assert run["scores"]["loss"] > 0
+        assert each["mean"] == run["scores"]
         assert len(run["curve"]) == 2
         assert run["curve"][-1]["step"] == each["steps"]
         assert set(each["latency"]) == {"8", "32"}
@@ -243,6 +244,12 @@ def made(first, second):
         "versions": {"transformer_jax": "1", "jax": "2"},
         "arms": {"decoder-only": arm(first), "encoder-decoder": arm(second)},
     }
+
+
+def test_means_are_of_the_runs_that_came_to_their_end():
+    runs: dict = {seed: {"scores": {"loss": loss}} for seed, loss in (("0", 1.0), ("1", 3.0))}
+    assert means_of(runs | {"2": {"error": "the disk is full"}}) == {"loss": 2.0}
+    assert means_of({"0": {"error": "the disk is full"}}) == {}
 
 
 def test_the_answer_says_whether_seeds_overlap():

@@ -7,13 +7,13 @@ encoder-decoder of Le and Ld layers where L = Le + 4/3 Ld.
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import jax
 
 from transformer_jax.compare import STUDIES, Changes
-from transformer_jax.compare.measure import Speed, speed_of
+from transformer_jax.compare.measure import Speed, Watch, take_turns
 from transformer_jax.config import ModelConfig, RunConfig
 from transformer_jax.data.batches import PackedRows
 from transformer_jax.data.load import load_data
@@ -33,21 +33,27 @@ class Arm(NamedTuple):
         parameters: of the model.
         examples: that a step reads on average.
         flops: of a step, of full rows.
-        speed: what a step takes here, measured once it is asked for.
+        watch: measures what it takes here.
     """
 
     run: RunConfig
     parameters: int
     examples: float
     flops: float
-    speed: Callable[[], Speed]
+    watch: Watch
+
+    @property
+    def speed(self) -> Speed:
+        """What it takes here, once it was measured."""
+        assert self.watch.speed is not None
+        return self.watch.speed
 
 
 # What a step costs of what is matched.
 COSTS: dict[str, Callable[[Arm], float]] = {
     "parameters": lambda arm: arm.examples,
     "flops": lambda arm: arm.flops,
-    "time": lambda arm: arm.speed().seconds,
+    "time": lambda arm: arm.speed.seconds,
 }
 
 
@@ -124,6 +130,7 @@ def arms_of(run: RunConfig, study: str, names: tuple[str, ...], match: str) -> d
         arm = own if model == own.run.model else _arm(dataclasses.replace(run, model=model))
         assert arm is not None
         found[name] = arm
+    measure([*found.values(), own] if match == "time" else [])
     cost = COSTS[match]
     budget = run.steps * cost(own)
     for name, arm in found.items():
@@ -138,6 +145,12 @@ def arms_of(run: RunConfig, study: str, names: tuple[str, ...], match: str) -> d
     return found
 
 
+def measure(arms: Iterable[Arm]) -> None:
+    """Measures what those arms take here that have not been, in turns."""
+    watches = {id(arm.watch): arm.watch for arm in arms if arm.watch.speed is None}
+    take_turns(list(watches.values()))
+
+
 def _arm(run: RunConfig) -> Arm | None:
     """None where its data is no examples in rows of their own."""
     data = load_data(run)
@@ -147,4 +160,4 @@ def _arm(run: RunConfig) -> Arm | None:
     flops = sum(part.flops for part in measure_model(model, run.batch_size, room_of(model, run.data)))
     examples = len(data.train.members.ids) / len(data.train) * run.batch_size
     settings = dataclasses.replace(run, model=model)
-    return Arm(settings, count(model), examples, BACKWARD * flops, functools.cache(lambda: speed_of(data)))
+    return Arm(settings, count(model), examples, BACKWARD * flops, Watch(data))

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import shlex
+import statistics
 import sys
 from pathlib import Path
 from typing import Any, Literal
@@ -54,7 +55,7 @@ class CompareArguments(RunConfig):
 
 def plan_of(args: CompareArguments, run: RunConfig, folder: Path) -> dict[str, Any]:
     """The arms, as they were decided when the comparison began. Raises InputError where it was another one."""
-    from transformer_jax.compare.arms import arms_of
+    from transformer_jax.compare.arms import arms_of, measure
     from transformer_jax.data.objectives import ARRANGEMENTS
 
     asked = {"study": args.study, "match": args.match, "arms": list(args.names)}
@@ -65,10 +66,14 @@ def plan_of(args: CompareArguments, run: RunConfig, folder: Path) -> dict[str, A
         if changes:
             raise InputError(f"{folder} holds another comparison: {'; '.join(changes)}. Give another --workdir.")
         return plan
-    print("matches the arms, and measures what each takes with nothing beside it", file=sys.stderr)
+    print("matches the arms, and measures what each takes, in turns, with nothing beside:", file=sys.stderr)
     plan: dict[str, Any] = asked | {"plans": {}}
-    for name, arm in arms_of(run, args.study, args.names, args.match).items():
-        model, speed = arm.run.model, arm.speed()
+    arms = arms_of(run, args.study, args.names, args.match)
+    for name, arm in arms.items():
+        print(f"{name}: {arm.parameters:,} parameters, {arm.run.steps} steps", file=sys.stderr)
+    measure(arms.values())
+    for name, arm in arms.items():
+        model, speed = arm.run.model, arm.speed
         plan["plans"][name] = {
             "parameters": arm.parameters,
             "steps": arm.run.steps,
@@ -89,6 +94,12 @@ def plan_of(args: CompareArguments, run: RunConfig, folder: Path) -> dict[str, A
     write_whole(folder / RECIPE, to_json(run))
     write_whole(folder / PLAN, json.dumps(plan, indent=1) + "\n")
     return plan
+
+
+def means_of(runs: dict[str, Any]) -> dict[str, float]:
+    """The scores of an arm: of its runs that came to their end, the mean."""
+    finished = [run["scores"] for run in runs.values() if "scores" in run]
+    return {name: statistics.fmean(scores[name] for scores in finished) for name in (finished[0] if finished else ())}
 
 
 def command_compare(arguments: list[str]) -> int:
@@ -128,7 +139,9 @@ def command_compare(arguments: list[str]) -> int:
             if found is None:
                 print(f"{folder}: stopped, all saved; the same command goes on from here.", file=sys.stderr)
                 return STOPPED
-            arms[task.arm]["runs"][str(task.seed)] = found
+            arm = arms[task.arm]
+            arm["runs"][str(task.seed)] = found
+            arm["mean"] = means_of(arm["runs"])
             write_whole(folder / RESULT, json.dumps(result, indent=1) + "\n")
             write_whole(folder / PAGE, page(result))
     print(answer(result, columns_of(result)))

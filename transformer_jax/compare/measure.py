@@ -1,8 +1,10 @@
 """What is measured of an arm: before it is trained its speed and memory, afterwards its scores on unseen data."""
 
+import functools
 import json
 import statistics
 import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,9 +25,10 @@ from transformer_jax.run import first_state, load_run, step_of
 from transformer_jax.tokens import Tokens
 from transformer_jax.translation.scores import translation_scores
 
+RESULT = "result.json"
 DECODED = 1000  # pairs whose outputs are scored
 LENGTHS = (8, 32, 128)  # tokens that are decoded for the time that it takes
-STEPS, TURNS = 10, 5
+ROUNDS, TURNS, SECONDS, BATCHES = 4, 2, 0.5, 4  # turns of a round: at least so many, and for so long
 
 
 class Speed(NamedTuple):
@@ -44,45 +47,87 @@ class Speed(NamedTuple):
     latency: dict[str, float]
 
 
-def speed_of(data: Data) -> Speed:
-    """Trains a few steps and decodes with what comes out: how long that takes does not depend on what is learned."""
-    run, batches, partitioner = data.config, data.batches(), Partitioner.create(data.config.parallel)
-    state: Any = partitioner.init(lambda key: first_state(run, key), jax.random.key(run.seed))
-    program, times, tokens, memory = partitioner.step(step_of(run), state), [], [], 0
-    for step in range(STEPS + 1):
-        drawn = batches.draw(step).batch
-        batch = partitioner.put(drawn, run.batch_size)
-        memory = memory or _memory(program.compiled(state, batch))
+def seconds_of(turn: Callable[[int], Any]) -> list[float]:
+    """Times of turns, each of which is given its number; the first one may compile, and does not count."""
+    times: list[float] = []
+    while len(times) <= TURNS or sum(times[1:]) < SECONDS:
         since = time.perf_counter()
-        state, metrics = program(state, batch)
-        jax.block_until_ready(metrics)
+        jax.block_until_ready(turn(len(times)))
         times.append(time.perf_counter() - since)
-        tokens.append(tokens_of(drawn))
-    params = partitioner.for_decoding(state.params)
-    return Speed(statistics.median(times[1:]), statistics.fmean(tokens), memory, _latency(data, params))
+    return times[1:]
+
+
+class Watch:
+    """Measures a run, a round at a time: it trains a few steps and decodes with what comes out.
+
+    How long that takes does not depend on what is learned.
+    """
+
+    def __init__(self, data: Data) -> None:
+        run = data.config
+        self._data, self._partitioner = data, Partitioner.create(run.parallel)
+        self._first = functools.partial(first_state, run)
+        self._program: Any = None
+        self._memory, self._tokens = 0, 0.0
+        self._steps: list[float] = []
+        self._decoding: dict[str, list[float]] = {}
+
+    def measure(self) -> None:
+        """A round, of which nothing stays on the devices but what is compiled."""
+        run, partitioner = self._data.config, self._partitioner
+        state: Any = partitioner.init(self._first, jax.random.key(run.seed))
+        batches = self._data.batches()
+        drawn = [batches.draw(step).batch for step in range(BATCHES)]
+        ready = [partitioner.put(batch, run.batch_size) for batch in drawn]
+        if self._program is None:
+            self._program = partitioner.step(step_of(run), state)
+            self._memory = _memory(self._program.compiled(state, ready[0]))
+            self._tokens = statistics.fmean(map(tokens_of, drawn))
+
+        def step(turn: int) -> Any:
+            nonlocal state
+            state, metrics = self._program(state, ready[turn % BATCHES])
+            return metrics
+
+        self._steps += seconds_of(step)
+        with partitioner.scope():
+            self._decode(partitioner.for_decoding(state.params))
+
+    def _decode(self, params: Any) -> None:
+        run, model = self._data.config, Transformer(self._data.config.model)
+        asked = _prompt(self._data.held_out, run.model.max_length // 4)
+        source, seen = prompts_of([asked], run, self._data.tokenizer)[0]
+        prompt = Tokens.from_ids(seen[None])
+        read = None if source is None else Tokens.from_ids(np.asarray(source)[None])
+        for length in LENGTHS:
+            if length > run.model.max_length - len(seen):
+                continue
+
+            def decode(_: int, length: int = length) -> Any:
+                return generate(model, params, prompt, source=read, max_new_tokens=length, eos_id=None).ids
+
+            self._decoding.setdefault(str(length), []).extend(seconds_of(decode))
+
+    @property
+    def speed(self) -> Speed | None:
+        """Of the rounds so far; None before the first."""
+        if not self._steps:
+            return None
+        latency = {length: statistics.median(times) for length, times in self._decoding.items()}
+        return Speed(statistics.median(self._steps), self._tokens, self._memory, latency)
+
+
+def take_turns(watches: Sequence[Watch]) -> None:
+    """Measures some runs in rounds, so that a machine that slows down does so for all of them alike."""
+    for _ in range(ROUNDS):
+        for watch in watches:
+            watch.measure()
 
 
 def _memory(executable: Any) -> int:
     plan = executable.memory_analysis()
     names = ("argument", "output", "temp")
     return sum(getattr(plan, f"{name}_size_in_bytes") for name in names) - plan.alias_size_in_bytes
-
-
-def _latency(data: Data, params: Any) -> dict[str, float]:
-    run, model, found = data.config, Transformer(data.config.model), {}
-    source, seen = prompts_of([_prompt(data.held_out, run.model.max_length // 4)], run, data.tokenizer)[0]
-    prompt, read = Tokens.from_ids(seen[None]), None if source is None else Tokens.from_ids(np.asarray(source)[None])
-    for length in LENGTHS:
-        if length > run.model.max_length - len(seen):
-            continue
-        times = []
-        for _ in range(TURNS + 1):
-            since = time.perf_counter()
-            made = generate(model, params, prompt, source=read, max_new_tokens=length, eos_id=None)
-            jax.block_until_ready(made.ids)
-            times.append(time.perf_counter() - since)
-        found[str(length)] = statistics.median(times[1:])
-    return found
 
 
 def _prompt(corpus: Any, letters: int) -> str:
@@ -93,10 +138,7 @@ def _prompt(corpus: Any, letters: int) -> str:
 
 
 def result_of(folder: Path) -> dict[str, Any]:
-    """The scores of a finished run, written beside it so that they are measured once."""
-    path = folder / "result.json"
-    if path.exists():
-        return json.loads(path.read_text("utf-8"))
+    """The scores of a finished run, measured and written beside it."""
     run = load_run(folder)
     corpus = check_kind(run, load_all(run.config.data).validation[0])
     names = ("step", "loss", "accuracy", "exact_match")
@@ -108,5 +150,5 @@ def result_of(folder: Path) -> dict[str, Any]:
         scores |= translation_scores(outputs, targets)
     numbers = {name: value for name, value in scores.items() if isinstance(value, (int, float))}
     result = {"scores": numbers, "curve": curve}
-    write_whole(path, json.dumps(result, indent=1) + "\n")
+    write_whole(folder / RESULT, json.dumps(result, indent=1) + "\n")
     return result

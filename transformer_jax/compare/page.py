@@ -56,7 +56,8 @@ def answer(result: dict[str, Any], columns: Sequence[Column]) -> str:
     apart = min(best) > max(next_best) if quality.more else max(best) < min(next_best)
     by = "every seed of it is ahead of every seed of the next" if apart else "but the seeds of both overlap"
     shown = f"{quality.show(means[first])} against {quality.show(means[second])} of {second}"
-    return f"With equal {result['match']}, {first} has the better {quality.name}: {shown}; {by}. {costs(result)}"
+    better = "better" if len(means) == 2 else "best"
+    return f"With equal {result['match']}, {first} has the {better} {quality.name}: {shown}; {by}. {costs(result)}"
 
 
 def costs(result: dict[str, Any]) -> str:

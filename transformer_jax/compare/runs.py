@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import json
 import os
 import sys
 from collections.abc import Iterator, Sequence
@@ -13,7 +14,7 @@ from typing import Any, NamedTuple
 import jax
 
 from transformer_jax import host
-from transformer_jax.compare.measure import result_of
+from transformer_jax.compare.measure import RESULT, result_of
 from transformer_jax.config import ParallelConfig, RunConfig
 from transformer_jax.config_file import read_config
 from transformer_jax.errors import ERRORS, InputError
@@ -56,9 +57,11 @@ class Voice(Terminal):
 
 
 def outcome(task: Task, alone: bool = False) -> Outcome:
-    """What comes of a run, which is trained where it is not yet."""
+    """What comes of a run, which is trained and measured where it is not yet."""
     folder = task.folder / f"{task.arm}-{task.seed}"
     try:
+        if (folder / RESULT).exists():
+            return json.loads((folder / RESULT).read_text("utf-8"))
         arm = read_config(task.folder / f"{task.arm}.json")
         if train(dataclasses.replace(arm, seed=task.seed, workdir=str(folder)), Voice(task.name, alone)) == STOPPED:
             return None
