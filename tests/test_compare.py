@@ -4,12 +4,13 @@ import dataclasses
 import html.parser
 import itertools
 import json
+import time
 import typing
 
 import pytest
 
 from transformer_jax.cli import run_command
-from transformer_jax.compare import STUDIES
+from transformer_jax.compare import STUDIES, measure
 from transformer_jax.compare.arms import arms_of, count, matched
 from transformer_jax.compare.command import PAGE, RESULT, CompareArguments, means_of
 from transformer_jax.compare.page import answer, columns_of, page
@@ -244,6 +245,27 @@ def made(first, second):
         "versions": {"transformer_jax": "1", "jax": "2"},
         "arms": {"decoder-only": arm(first), "encoder-decoder": arm(second)},
     }
+
+
+def test_arms_are_measured_in_turns_and_without_what_compiles(monkeypatch):
+    """So that a machine that slows down does so for all; the first turn of a round is no time of a step."""
+
+    class Counting(measure.Watch):
+        def __init__(self, name):
+            self.name = name
+
+        def measure(self):
+            order.append(self.name)
+
+    order = []
+    measure.take_turns([Counting("a"), Counting("b")])
+    assert order == ["a", "b"] * measure.ROUNDS
+    monkeypatch.setattr(measure, "SECONDS", 0.0)
+    turns = []
+    times = measure.seconds_of(lambda turn: turns.append(turn) or (time.sleep(0.2) if turn == 0 else None))
+    assert turns == list(range(measure.TURNS + 1))
+    assert len(times) == measure.TURNS
+    assert max(times) < 0.2
 
 
 def test_means_are_of_the_runs_that_came_to_their_end():
