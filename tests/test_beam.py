@@ -25,6 +25,9 @@ CONFIGS = [variant("plain", MODES[0]), variant("rope-gqa", MODES[1])]
 OTHERS = [variant("alibi-window"), variant("none-prefix"), variant("alibi-cross")]
 REST = [config for config in VARIANTS if config not in [*OTHERS, *CONFIGS] and config.dtype != "bfloat16"]
 every_mode = pytest.mark.parametrize("config", CONFIGS, ids=MODES)
+first_mode = pytest.mark.parametrize(
+    "config", [CONFIGS[0], *(pytest.param(config, marks=pytest.mark.long) for config in CONFIGS[1:])], ids=MODES
+)
 
 
 def log_probs(config, row, sequences):
@@ -122,7 +125,7 @@ def test_the_best_are_those_of_the_library(size):
                 np.testing.assert_array_equal(got, wanted)
 
 
-@every_mode
+@first_mode
 def test_the_best_alone_is_the_first_of_many(config):
     """It may stop earlier, and finds the same."""
     options = dict(beam_size=5, eos_id=stops_of(config), max_new_tokens=NEW)
@@ -133,7 +136,7 @@ def test_the_best_alone_is_the_first_of_many(config):
     np.testing.assert_array_equal(one.lengths, many.lengths[:, 0])
 
 
-@every_mode
+@first_mode
 def test_one_beam_is_greedy(config):
     """Without an end token also by the loop of beams: the best of 2 is at least as likely."""
     greedy = run(config, padded(PROMPTS, 6), beam_size=1)
@@ -174,7 +177,7 @@ def test_a_mask_and_forced_tokens_hold_for_every_beam():
     assert not single.ids[:, 1:].any()
 
 
-@every_mode
+@first_mode
 def test_any_number_of_prompts(config):
     """Batches of any size give the same outputs, and rows with less room end at `max_length`."""
     stops = stops_of(config)

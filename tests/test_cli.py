@@ -400,9 +400,8 @@ def test_help_names_every_flag():
     assert all(call(name, "--help")[0] == 0 and name in call("--help")[1] for name in COMMANDS)
 
 
-@pytest.mark.parametrize(
-    "data", ["bytes --data.train emoji.txt", pytest.param("unigram --data.train text.txt", marks=pytest.mark.long)]
-)
+@pytest.mark.long
+@pytest.mark.parametrize("data", ["bytes --data.train emoji.txt", "unigram --data.train text.txt"])
 def test_runs_stop_and_go_on_with_any_tokenizer(tmp_path, data):
     """Also where a letter of the samples is four tokens, and where the library rounds what it saves."""
     flags = ("--data.tokenizer-size 60 --workdir", tmp_path, "--data.tokenizer", data)

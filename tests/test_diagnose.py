@@ -58,7 +58,11 @@ def where(config, params):
             "decoder/block_1/cross_attention",
             marks=pytest.mark.long,
         ),
-        ("experts-scan", "decoder-only", "decoder/layers/block_1/feed_forward/up/w_EDF", "block_1/feed_forward"),
+        pytest.param(
+            *("experts-scan", "decoder-only", "decoder/layers/block_1/feed_forward/up/w_EDF"),
+            "block_1/feed_forward",
+            marks=pytest.mark.long,
+        ),
     ],
 )
 def test_the_first_module_is_named(label, mode, path, says):

@@ -37,6 +37,16 @@ TOLERANCE = {"float32": 1e-5, "bfloat16": 0.1}  # of logits, whose standard devi
 RELATIVE = [config for config in VARIANTS if not config.position.startswith(("sinusoidal", "learned"))]
 # of the module: all laws over one variant run one after the other, in one process
 every_variant = pytest.mark.parametrize("config", VARIANTS, ids=name, scope="module")
+# all with a source, of whose decoder the others are a part, and every third of those
+some_variants = pytest.mark.parametrize(
+    "config",
+    [
+        pytest.param(config, marks=[pytest.mark.long] * (not has_source(config) and number % 3 > 0))
+        for number, config in enumerate(VARIANTS)
+    ],
+    ids=name,
+    scope="module",
+)
 
 
 def assert_close(logits, wanted, config):
@@ -284,7 +294,7 @@ def in_chunks(config, target, source, lengths, cache=None):
     return np.concatenate(logits, 1), cache
 
 
-@every_variant
+@some_variants
 def test_cached_decoding_is_the_forward_pass(config):
     """A first chunk, then token by token; and in two chunks into an empty cache; left padding in one row.
 

@@ -21,7 +21,11 @@ PAIRS = [
     (variant("alibi-window"), variant("rope-llama3"), 5),  # both with rings of slots
     pytest.param(variant("none-prefix"), variant("alibi-cross"), 2, marks=pytest.mark.long),
 ]
-every_pair = pytest.mark.parametrize(("config", "small", "tokens"), PAIRS, ids=lambda x: getattr(x, "position", None))
+every_pair = pytest.mark.parametrize(
+    ("config", "small", "tokens"),
+    [pytest.param(*PAIRS[0], marks=pytest.mark.long), *PAIRS[1:]],
+    ids=lambda x: getattr(x, "position", None),
+)
 
 
 def draft_of(config):

@@ -42,6 +42,7 @@ def test_one_that_hangs_says_where_and_ends(tmp_path):
     assert "no step has ended for 3s (--stall-after): the run trains after step 7" in last
 
 
+@pytest.mark.long
 def test_one_that_lives_is_left_alone(tmp_path):
     """And leaves nothing behind; without a limit nobody watches."""
     done = run(tmp_path, "live")
