@@ -52,7 +52,7 @@ def measures(tokenized: str = "") -> dict[str, Measure]:
     from sacrebleu.metrics.bleu import BLEU
     from sacrebleu.metrics.chrf import CHRF
 
-    found = {"bleu": Measure(BLEU()), "chrf": Measure(CHRF())}
+    found = {"bleu": Measure(BLEU(force=tokenized == AS_THEY_ARE)), "chrf": Measure(CHRF())}
     return found | {TOKENIZED_BLEU: _tokenized(tokenized)} if tokenized else found
 
 
