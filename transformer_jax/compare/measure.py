@@ -28,7 +28,8 @@ from transformer_jax.translation.scores import translation_scores
 RESULT = "result.json"
 DECODED = 1000  # pairs whose outputs are scored
 LENGTHS = (8, 32, 128)  # tokens that are decoded for the time that it takes
-ROUNDS, TURNS, SECONDS, BATCHES = 4, 2, 0.5, 4  # turns of a round: at least so many, and for so long
+ROUNDS, BATCHES = 4, 4
+TURNS, SECONDS = 2, 0.5  # of a step, or of decoding so many tokens, in a round: at least so many, and for so long
 
 
 class Speed(NamedTuple):
