@@ -170,16 +170,23 @@ def test_evaluation_takes_any_batch(tmp_path):
 
 
 def test_a_run_goes_on_with_the_same_data_by_another_path():
-    """Only what a path means is compared."""
-    for path in ("./pairs.tsv", Path("pairs.tsv").absolute(), "RUN/../pairs.tsv"):
+    """Only what it holds is compared, and before there is a checkpoint, what a path means."""
+    text = Path("pairs.tsv").read_text("utf-8")
+    Path("moved.tsv").write_text(text, "utf-8")
+    Path("fewer.tsv").write_text(text[: text.rindex("\n", 0, -1) + 1], "utf-8")
+    for path in ("./pairs.tsv", Path("pairs.tsv").absolute(), "RUN/../pairs.tsv", "moved.tsv"):
         status, _, err = call("train pairs", SMALL, "--workdir RUN --data.train", path)
         assert status == 0, err
         assert "finished already" in err
+    status, _, err = call("train pairs", SMALL, "--workdir RUN --data.train fewer.tsv")
+    assert status == 2
+    assert re.search(r"another config, data or tokenizer: data.train: \d+ pairs, .* -> \d+ pairs", err)
     run = read_config("RUN/config.json")
     assert not differences(run, run)
     Path("other.json").write_text(to_json(run).replace("pairs.tsv", "other.tsv").replace('"bytes"', '"./bytes"'))
-    changed = [line.partition(":")[0] for line in differences(run, read_config("other.json"))]
-    assert changed == ["data.train", "data.tokenizer"]
+    for moved, names in (False, ["data.train", "data.tokenizer"]), (True, ["data.tokenizer"]):
+        changes = differences(run, read_config("other.json"), moved)
+        assert [line.partition(":")[0] for line in changes] == names
 
 
 # --- random damage

@@ -131,5 +131,6 @@ def test_pairs_become_tokens_of_moses_and_their_last_checkpoints_one_model(tmp_p
     assert "case:lc" in found["scores"]["tokenized_bleu_lowercased_signature"]
     assert (tmp_path / "run" / "averaged-6" / "config.json").exists()
     before = (tmp_path / "run" / "metrics.jsonl").read_text()
-    assert run_command(words) == 1
-    assert (tmp_path / "run" / "metrics.jsonl").read_text() == before
+    (tmp_path / "run").rename(tmp_path / "moved")
+    assert run_command([*words[:-1], str(tmp_path / "moved")]) == 1
+    assert (tmp_path / "moved" / "metrics.jsonl").read_text() == before

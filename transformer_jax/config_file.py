@@ -5,6 +5,7 @@ import json
 import os
 import typing
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -105,26 +106,34 @@ def flat(config: Any, prefix: str = "") -> dict[str, Any]:
     return found
 
 
-def _meant(name: str, value: Any) -> Any:
-    """A value as it is compared: the paths of data and of a tokenizer by the place that they name."""
+def _meant(name: str, value: Any, place: Callable[[str], str]) -> Any:
+    """A value as it is compared: the paths of data and of a tokenizer by their `place`."""
     if name in ("data.train", "data.validation"):
-        return tuple(map(os.path.realpath, value))
+        return tuple(map(place, value))
     if name == "data.mixture":
-        return tuple((os.path.realpath(text.rpartition("=")[0]), text.rpartition("=")[2]) for text in value)
+        return tuple((place(path), share) for path, _, share in (text.rpartition("=") for text in value))
+    if name == "data.validation_sets":
+        return tuple((label, place(path)) for label, _, path in (text.partition("=") for text in value))
+    if name in ("data.tokenizer", "data.source_tokenizer"):
+        return value if value in ("", *typing.get_args(TokenizerName)) else place(value)
     if name == "init_from":
         return value and os.path.realpath(value)
-    if name == "data.tokenizer" and value not in typing.get_args(TokenizerName):
-        return os.path.realpath(value)
     return value
 
 
-def differences(old: RunConfig, new: RunConfig) -> list[str]:
-    """`model.num_layers: 6 -> 4` for each field that makes the second another run than the first."""
+def differences(old: RunConfig, new: RunConfig, moved: bool = False) -> list[str]:
+    """`model.num_layers: 6 -> 4` for each field that makes the second another run than the first.
+
+    Args:
+        moved: its data and its tokenizer may lie elsewhere, as their contents are compared apart.
+    """
     before, after = flat(old), flat(new)
+    place: Callable[[str], str] = (lambda path: "a path") if moved else os.path.realpath
     return [
         f"{name}: {before[name]} -> {after[name]}"
         for name in before
-        if _meant(name, before[name]) != _meant(name, after[name]) and not {name, name.split(".")[0]} & set(FREE)
+        if _meant(name, before[name], place) != _meant(name, after[name], place)
+        and not {name, name.split(".")[0]} & set(FREE)
     ]
 
 

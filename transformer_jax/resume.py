@@ -56,12 +56,11 @@ def find_run(run: RunConfig, folder: Path, checkpoints: Checkpoints) -> Found:
         return step, unit, before, read_together(run, _tokenizer(run, before, folder, unit))
 
     (step, unit, before, data), rejected = checkpoints.open(read)
-    changes = differences(before, data.config) if before else []
-    if step is not None:
-        was = facts_of(unit).get("data", {})
-        changes += [
-            f"{name}: {was[name]} -> {data.fingerprint[name]}" for name in was if was[name] != data.fingerprint[name]
-        ]
+    was = {} if step is None else facts_of(unit).get("data", {})
+    changes = differences(before, data.config, moved=bool(was)) if before else []
+    changes += [
+        f"{name}: {was[name]} -> {data.fingerprint[name]}" for name in was if was[name] != data.fingerprint[name]
+    ]
     if changes and not run.accept_changes:
         raise InputError(
             f"{folder} holds a run with another config, data or tokenizer: {'; '.join(changes)}. Give another "
