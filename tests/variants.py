@@ -31,6 +31,7 @@ CHOICES: dict[str, dict[str, Any]] = {
         num_encoder_layers=2,
         position_offset=2,
         output_bias=True,
+        initializer="xavier",
     ),
     "none-prefix": dict(
         position="none",

@@ -190,6 +190,7 @@ def multi30k_tiny() -> RunConfig:
             d_ff=256,
             max_length=128,
             norm_placement="post",
+            initializer="xavier",
             dropout_rate=0.3,
         ),
         data=DataConfig(tokenizer_size=10_000),
@@ -202,7 +203,8 @@ def multi30k_tiny() -> RunConfig:
 
 
 def _vaswani(name: str, **changes: Any) -> RunConfig:
-    model = ModelConfig(vocab_size=37_000, norm_placement="post", max_length=256).replace(**changes)
+    model = ModelConfig(vocab_size=37_000, norm_placement="post", initializer="xavier", max_length=256)
+    model = model.replace(**changes)
     rate = (model.d_model * 4000) ** -0.5  # the paper's formula at the end of its 4,000 steps of warm-up
     return RunConfig(
         recipe=name,

@@ -105,11 +105,13 @@ class Attention(nn.Module):
 
     def setup(self) -> None:
         config, bias = self.config, self.config.qkv_bias
+        # three square matrices as one have twice the mean of fan-in and fan-out that each has
+        joint = 0.5**0.5 if config.initializer == "xavier" else 1.0
         # with another scale than 1 / sqrt(K), as T5's, logits start as large all the same (Raffel et al.'s code)
         gain = config.head_dim**-0.5 / config.query_scale if config.query_scale else 1.0
-        self.query = Einsum("BTD,DHK->BTHK", config, bias, gain)
-        self.key = Einsum("BTD,DGK->BTGK", config, bias)
-        self.value = Einsum("BTD,DGK->BTGK", config, bias)
+        self.query = Einsum("BTD,DHK->BTHK", config, bias, joint * gain)
+        self.key = Einsum("BTD,DGK->BTGK", config, bias, joint)
+        self.value = Einsum("BTD,DGK->BTGK", config, bias, joint)
         self.out = Einsum("BTHK,HKD->BTD", config, config.use_bias)
         if config.qk_norm:
             self.query_norm, self.key_norm = Norm(config, "K"), Norm(config, "K")

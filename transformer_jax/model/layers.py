@@ -188,11 +188,15 @@ def lookup(table: Weight, axes: str, ids_BT: Array, kind: Any) -> Array:
     return jax.shard_map(local, in_specs=inputs, out_specs=spec(f"BT{columns}", want))(table, ids_BT)
 
 
+# name: (what a variance of 1 is divided by, the distribution)
+INITIALIZERS: dict[str, tuple[Any, Any]] = {"lecun": ("fan_in", "truncated_normal"), "xavier": ("fan_avg", "uniform")}
+
+
 class Einsum(nn.Module):
     """A linear map written as an einsum, such as `BTD,DHK->BTHK`: its letters shape, initialise and shard the weight.
 
-    Parameters: `w_...` with the weight's letters, drawn from a truncated normal of variance gain^2 / fan-in; and with
-    `bias` a zero `b_...` with the letters that the output has from the weight.
+    Parameters: `w_...` with the weight's letters, drawn as `config.initializer` says, times `gain`; and with `bias` a
+    zero `b_...` with the letters that the output has from the weight.
     """
 
     spec: str
@@ -210,8 +214,7 @@ class Einsum(nn.Module):
 
         init = nn.initializers.variance_scaling(
             self.gain**2,
-            "fan_in",
-            "truncated_normal",
+            *INITIALIZERS[self.config.initializer],
             in_axis=places(lambda letter: letter not in y_axes),
             out_axis=places(lambda letter: letter not in x_axes),
             batch_axis=places(lambda letter: letter in x_axes and letter in y_axes),
