@@ -32,6 +32,7 @@ def test_the_recipe_of_multi30k_is_that_of_the_paper():
     assert (model.d_model, model.d_ff, model.num_heads) == (128, 256, 4)
     assert (model.num_layers, model.num_encoder_layers) == (4, 4)
     assert (model.norm_placement, model.dropout_rate, run.loss.label_smoothing) == ("post", 0.3, 0.1)
+    assert model.initializer == "xavier"  # fairseq's
     assert (run.steps, run.batch_size * model.max_length, run.data.tokenizer_size) == (8000, 8192, 10_000)
     optimizer = run.optimizer
     assert (optimizer.learning_rate, optimizer.schedule, optimizer.warmup_steps) == (0.005, "inverse-sqrt", 2000)

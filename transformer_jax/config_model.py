@@ -183,8 +183,8 @@ class ModelConfig:
     """On attention weights."""
     initializer: Literal["lecun", "xavier"] = "lecun"
     """How weights of linear layers start. lecun: variance 1 / fan-in, truncated normal (LeCun et al. 1998, 4.6).
-    xavier: variance 2 / (fan-in + fan-out), uniform (Glorot and Bengio 2010, equation 16), queries, keys and values as
-    one matrix, as fairseq and torch.nn have it; with it post-norm learns sooner."""
+    xavier: variance 2 / (fan-in + fan-out), uniform (Glorot and Bengio 2010, equation 16), half of it for queries, keys
+    and values, as in fairseq and torch.nn.Transformer; with it post-norm learns sooner."""
     dtype: DtypeName = "float32"
     """Of activations and matrix products. Softmax, norms, logits and the loss are at least float32."""
     linear_dtype: Literal["same", "float8"] = "same"

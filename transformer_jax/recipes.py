@@ -175,8 +175,9 @@ def multi30k_tiny() -> RunConfig:
     """`python train.py multi30k-tiny --data.train train.en.gz train.de.gz --data.validation val.en.gz val.de.gz`.
 
     Transformer-Tiny of Wu et al. 2021 (Good for Misconceived Reasons, table 2): post-norm, 4 + 4 layers, d_model 128,
-    d_ff 256, 8,000 updates of about 8,000 tokens, inverse square root from 0.005 after 2,000 steps. A checkpoint each
-    epoch, of which the last 10 stay to be averaged. `transformer-jax reproduce multi30k-tiny` does the rest.
+    d_ff 256, weights that start as fairseq's, 8,000 updates of about 8,000 tokens, inverse square root from 0.005 after
+    2,000 steps. A checkpoint each epoch, of which the last 10 stay to be averaged. `transformer-jax reproduce
+    multi30k-tiny` does the rest.
     """
     return RunConfig(
         recipe="multi30k-tiny",
@@ -203,6 +204,7 @@ def multi30k_tiny() -> RunConfig:
 
 
 def _vaswani(name: str, **changes: Any) -> RunConfig:
+    # xavier is tensor2tensor's uniform_unit_scaling, but for queries, keys and values, which it does not halve
     model = ModelConfig(vocab_size=37_000, norm_placement="post", initializer="xavier", max_length=256)
     model = model.replace(**changes)
     rate = (model.d_model * 4000) ** -0.5  # the paper's formula at the end of its 4,000 steps of warm-up

@@ -8,7 +8,7 @@ from flax import struct
 from transformer_jax.axes import constrain, gathered, mesh_in_use, spec, split
 from transformer_jax.config import ModelConfig
 from transformer_jax.model.backends import Shape, Sight, attend_with, choose, weights_of
-from transformer_jax.model.layers import Einsum, Norm, project
+from transformer_jax.model.layers import INITIALIZERS, Einsum, Norm, project
 from transformer_jax.model.positions import POSITIONS, Position, distance
 from transformer_jax.tokens import Tokens
 
@@ -105,13 +105,12 @@ class Attention(nn.Module):
 
     def setup(self) -> None:
         config, bias = self.config, self.config.qkv_bias
-        # three square matrices as one have twice the mean of fan-in and fan-out that each has
-        joint = 0.5**0.5 if config.initializer == "xavier" else 1.0
+        gain = INITIALIZERS[config.initializer].joint_gain
         # with another scale than 1 / sqrt(K), as T5's, logits start as large all the same (Raffel et al.'s code)
-        gain = config.head_dim**-0.5 / config.query_scale if config.query_scale else 1.0
-        self.query = Einsum("BTD,DHK->BTHK", config, bias, joint * gain)
-        self.key = Einsum("BTD,DGK->BTGK", config, bias, joint)
-        self.value = Einsum("BTD,DGK->BTGK", config, bias, joint)
+        scale = config.head_dim**-0.5 / config.query_scale if config.query_scale else 1.0
+        self.query = Einsum("BTD,DHK->BTHK", config, bias, scale * gain)
+        self.key = Einsum("BTD,DGK->BTGK", config, bias, gain)
+        self.value = Einsum("BTD,DGK->BTGK", config, bias, gain)
         self.out = Einsum("BTHK,HKD->BTD", config, config.use_bias)
         if config.qk_norm:
             self.query_norm, self.key_norm = Norm(config, "K"), Norm(config, "K")

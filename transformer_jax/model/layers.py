@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -188,8 +188,21 @@ def lookup(table: Weight, axes: str, ids_BT: Array, kind: Any) -> Array:
     return jax.shard_map(local, in_specs=inputs, out_specs=spec(f"BT{columns}", want))(table, ids_BT)
 
 
-# name: (what a variance of 1 is divided by, the distribution)
-INITIALIZERS: dict[str, tuple[Any, Any]] = {"lecun": ("fan_in", "truncated_normal"), "xavier": ("fan_avg", "uniform")}
+class Initializer(NamedTuple):
+    """How weights start: what a variance of 1 is divided by, the distribution, and queries', keys' and values' gain.
+
+    As one matrix the three, each square, have the fan-in of one, and twice its mean of fan-in and fan-out.
+    """
+
+    mode: Literal["fan_in", "fan_avg"]
+    distribution: Literal["truncated_normal", "uniform"]
+    joint_gain: float
+
+
+INITIALIZERS = {
+    "lecun": Initializer("fan_in", "truncated_normal", 1.0),
+    "xavier": Initializer("fan_avg", "uniform", 0.5**0.5),
+}
 
 
 class Einsum(nn.Module):
@@ -208,13 +221,15 @@ class Einsum(nn.Module):
         inputs, y_axes = self.spec.split("->")
         x_axes, w_axes = inputs.split(",")
         length, param_dtype = sizes(self.config), jnp.dtype(self.config.param_dtype)
+        start = INITIALIZERS[self.config.initializer]
 
         def places(wanted: Callable[[str], bool]) -> tuple[int, ...]:
             return tuple(place for place, letter in enumerate(w_axes) if wanted(letter))
 
         init = nn.initializers.variance_scaling(
             self.gain**2,
-            *INITIALIZERS[self.config.initializer],
+            start.mode,
+            start.distribution,
             in_axis=places(lambda letter: letter not in y_axes),
             out_axis=places(lambda letter: letter not in x_axes),
             batch_axis=places(lambda letter: letter in x_axes and letter in y_axes),
