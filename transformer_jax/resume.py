@@ -64,7 +64,8 @@ def find_run(run: RunConfig, folder: Path, checkpoints: Checkpoints) -> Found:
     if changes and not run.accept_changes:
         raise InputError(
             f"{folder} holds a run with another config, data or tokenizer: {'; '.join(changes)}. Give another "
-            "--workdir, remove this one to start over, or go on all the same with --accept-changes True."
+            "--workdir, remove this one to start over, or go on all the same by `transformer-jax train` with "
+            "--accept-changes True."
         )
     return Found(data, step, rejected, changes)
 
