@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from pathlib import Path
 
 import pytest
 
@@ -11,6 +12,8 @@ from transformer_jax.metrics import read_records
 from transformer_jax.recipes import find_recipe
 from transformer_jax.reproduce import PUBLISHED, pipeline
 from transformer_jax.reproduce.command import RESULT, about, overview, verdict
+
+ROOT = Path(__file__).parent.parent
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
@@ -22,7 +25,7 @@ def test_what_is_published_can_be_asked_for(name, capsys):
     said = capsys.readouterr().out
     assert f"{published.value:g} ({published.source})" in said
     assert f"transformer-jax reproduce {name} --data F" in said
-    assert ("was not run for this project" in said) is not published.was_run
+    assert ("was not run for this project" in said) is (published.measured is None)
     assert name in overview()
 
 
@@ -38,6 +41,17 @@ def test_the_recipe_of_multi30k_is_that_of_the_paper():
     assert (optimizer.learning_rate, optimizer.schedule, optimizer.warmup_steps) == (0.005, "inverse-sqrt", 2000)
     assert (published.averaged, published.beam_size, published.value) == (10, 5, 41.02)
     assert run.checkpoint.keep >= published.averaged
+
+
+def test_what_was_measured_is_what_the_docs_say():
+    found = json.loads((ROOT / "docs/reproduce-multi30k-tiny.json").read_text())
+    published = PUBLISHED["multi30k-tiny"]
+    assert (found["trained"], found["steps"]) == (8000, 8000)
+    assert round(found["scores"][published.metric], 2) == published.measured
+    assert "gave 40.74, which does not reach it." in about("multi30k-tiny", published)
+    loss = PUBLISHED["shakespeare-char-cpu"]
+    assert f"validation loss {loss.measured} over the whole" in (ROOT / "README.md").read_text()
+    assert f"gave {loss.measured}.\n" in about("shakespeare-char-cpu", loss)
 
 
 def test_the_verdict_is_that_of_the_band():

@@ -63,8 +63,11 @@ def about(name: str, published: Published) -> str:
         published.means,
         f"Recipe {published.recipe}; {published.takes}.",
     ]
-    if not published.was_run:
+    if published.measured is None:
         lines.append("The whole of it was not run for this project.")
+    else:
+        short = "" if published.reached(published.measured) else ", which does not reach it"
+        lines.append(f"Run for this project, the whole of it gave {published.measured:g}{short}.")
     lines += [f"Data: {published.data}.", f"Command: {command_of(name, published)}"]
     return "\n".join(lines)
 
