@@ -290,6 +290,8 @@ GENERATE = [
     Bad("generate RUN --prompt a --beam-size 0", "beam-size=0 must be at least 1"),
     Bad("generate RUN --prompt a --num-return 0", "num-return=0 must be at least 1"),
     Bad("generate RUN --prompt a --length-penalty nan", "length-penalty=nan must be finite"),
+    Bad("generate RUN --prompt a --early-stopping", "--early-stopping is for a beam search: give a --beam-size"),
+    Bad("evaluate RUN --data pairs.tsv --early-stopping", "--early-stopping is for a beam search"),
     Bad("generate RUN --prompt a --temperature nan", "temperature=nan must be at least"),
     Bad("generate RUN --prompt a --temperature 0", "temperature=0.0 must be at least"),
     Bad("generate RUN --prompt a --temperature 1e-40", "temperature=1e-40 must be at least"),

@@ -45,8 +45,8 @@ def log_probs(config, row, sequences):
     return found
 
 
-def slow_beams(config, row, size, stops, penalty=1.0, new=NEW, allowed=None):
-    """[(ids, score)] of a plain beam search that goes on to the last place, the best first."""
+def slow_beams(config, row, size, stops, penalty=1.0, new=NEW, allowed=None, early=False):
+    """[(ids, score)] of a plain beam search, the best first; to the last place, or till enough have ended."""
     live, ended = [((), 0.0)], []
     for length in range(1, new + 1):
         every = [
@@ -57,6 +57,8 @@ def slow_beams(config, row, size, stops, penalty=1.0, new=NEW, allowed=None):
         every.sort(key=lambda pair: -pair[1])
         ended += [(ids, total / length**penalty) for ids, total in every[:size] if ids[-1] in stops or length == new]
         live = [pair for pair in every if pair[0][-1] not in stops][:size]
+        if early and len(ended) >= size:
+            break
     return sorted(ended, key=lambda pair: -pair[1])[:size]
 
 
@@ -112,6 +114,17 @@ def test_lengths_are_weighed(penalty):
     result = run(config, padded(PROMPTS, 6), length_penalty=penalty, **options)
     for row in range(3):
         assert_same(result, slow_beams(config, row, 3, stops, penalty), row, 3)
+
+
+@every_mode
+def test_it_can_end_once_enough_have_ended(config):
+    """With a penalty that favours long sequences; the others would be longer."""
+    stops = stops_of(config)
+    options = dict(beam_size=3, num_return=3, eos_id=stops, max_new_tokens=NEW, length_penalty=2.0)
+    early, late = (run(config, padded(PROMPTS, 6), **options, early_stopping=early) for early in (True, False))
+    for row in range(3):
+        assert_same(early, slow_beams(config, row, 3, stops, 2.0, early=True), row, 3)
+    assert early.lengths.sum() < late.lengths.sum()
 
 
 @pytest.mark.parametrize("size", [1, 7, 100, 1000, 10_007])

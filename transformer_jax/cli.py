@@ -122,6 +122,8 @@ class EvaluateArguments:
     """Width of the beam search for the outputs; 1 is greedy."""
     length_penalty: float = 1.0
     """Exponent on the length that a beam's score is divided by."""
+    early_stopping: bool = False
+    """End a beam search once beam-size outputs have ended, as fairseq does, not where no other can become better."""
     tokenized_bleu: str = ""
     """For pairs, score BLEU of lower-cased tokens too, which is what many papers give and is not comparable with
     bleu: of Moses's tokens for this language (de, en, ...), or none: of texts as they are, where they are tokens."""
@@ -138,6 +140,8 @@ class EvaluateArguments:
             raise ValueError(f"beam-size={self.beam_size} must be at least 1.")
         if not math.isfinite(self.length_penalty):
             raise ValueError(f"length-penalty={self.length_penalty} must be finite.")
+        if self.early_stopping and self.beam_size == 1:
+            raise ValueError("--early-stopping is for a beam search: give a --beam-size above 1.")
         if self.score and (self.output is not None or self.limit):
             raise ValueError("--score is for all given targets and decodes nothing: without --output and --limit.")
         if self.score and self.tokenized_bleu:
@@ -173,7 +177,8 @@ def command_evaluate(arguments: list[str]) -> int:
         for log_prob in score_corpus(run.model, run.params, corpus, run.config, run.tokenizer, batch_size):
             print(f"{log_prob:.6f}")
         return 0
-    decoding = dict(beam_size=args.beam_size, length_penalty=args.length_penalty, int8_cache=args.int8_cache)
+    names = ("beam_size", "length_penalty", "early_stopping", "int8_cache")
+    decoding = {name: getattr(args, name) for name in names}
     scores, outputs = evaluate_run(run, corpus, args.batch_size, args.limit, args.tokenized_bleu, **decoding)
     if args.output is not None:
         write_output(args.output, "--output", "".join(output.replace("\n", "\\n") + "\n" for output in outputs))

@@ -43,6 +43,8 @@ class GenerateArguments:
     """Outputs for each prompt, one after the other, the best first: of a beam search, or drawn."""
     length_penalty: float = 1.0
     """Exponent on the length that a beam's score is divided by."""
+    early_stopping: bool = False
+    """End a beam search once beam-size outputs have ended, as fairseq does, not where no other can become better."""
     temperature: float | None = None
     """Draw tokens with this temperature. With none of temperature, top-k, top-p and min-p the likeliest are taken."""
     top_k: int | None = None
@@ -92,6 +94,8 @@ class GenerateArguments:
             raise ValueError(f"beam-size={self.beam_size} takes the likeliest outputs, {drawing[0]} draws: give one.")
         if self.beam_size > 1 and self.repetition_penalty != 1:
             raise ValueError(f"repetition-penalty={self.repetition_penalty} is not for a beam-size above 1.")
+        if self.early_stopping and self.beam_size == 1:
+            raise ValueError("--early-stopping is for a beam search: give a --beam-size above 1.")
         if self.num_return > 1 and not drawing and self.num_return > self.beam_size:
             raise ValueError(
                 f"num-return={self.num_return} needs a beam-size of as many, or drawing with a temperature; got "
@@ -119,8 +123,8 @@ class GenerateArguments:
         """The options of `generate_all`."""
         import jax
 
-        options = dict(beam_size=self.beam_size, num_return=self.num_return, length_penalty=self.length_penalty)
-        options |= dict(repetition_penalty=self.repetition_penalty, int8_cache=self.int8_cache) | self.drawing
+        names = ("beam_size", "num_return", "length_penalty", "early_stopping", "repetition_penalty", "int8_cache")
+        options = {name: getattr(self, name) for name in names} | self.drawing
         return options | ({"key": jax.random.key(self.seed)} if self.drawing else {})
 
 

@@ -28,7 +28,7 @@ class Beams(struct.PyTreeNode):
         ids_BWN: int32, the new tokens of those that go on, the likeliest first.
         sum_BW: float32, their log-probabilities; minus infinity where there is none.
         ended: the W best sequences that have ended, with their scores.
-        done_B: bool, the rows in which no beam can become one of the best any more.
+        done_B: bool, the rows in which no beam can become one of the best any more, or by `early_stopping` need not.
     """
 
     step: Array
@@ -132,13 +132,15 @@ def _extended(state: Beams, logits_BWV: Array, request: Request, plan: Plan, lim
     # A beam's log-probability only falls, so this is more than it can reach.
     longest_B = jnp.where(request.length_penalty > 0, limit_B.astype(length.dtype), length + 1)
     reach_B = sum_BW[:, 0] / longest_B**request.length_penalty
+    settled_B = ended.scores[:, plan.num_return - 1] >= reach_B
+    enough_B = request.early_stopping & (ended.scores[:, -1] > -jnp.inf)
     return state.replace(
         step=step + 1,
         cache=state.cache.descended(parent_BW),
         ids_BWN=with_token(parent_BW, token_BW),
         sum_BW=sum_BW,
         ended=ended,
-        done_B=state.done_B | at_limit_B | (ended.scores[:, plan.num_return - 1] >= reach_B),
+        done_B=state.done_B | at_limit_B | settled_B | enough_B,
     )
 
 

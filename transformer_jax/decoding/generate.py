@@ -60,6 +60,7 @@ def make_request(
     beam_size: int = 1,
     num_return: int = 1,
     length_penalty: float = 1.0,
+    early_stopping: bool = False,
     temperature: float = 1.0,
     top_k: int = 0,
     top_p: float = 1.0,
@@ -128,6 +129,7 @@ def make_request(
         stops=stops,
         pad_id=np.int32(pad_id),
         length_penalty=np.float32(length_penalty),
+        early_stopping=np.bool_(early_stopping),
     )
 
 
@@ -143,6 +145,7 @@ def generate(
     beam_size: int = 1,
     num_return: int = 1,
     length_penalty: float = 1.0,
+    early_stopping: bool = False,
     temperature: float = 1.0,
     top_k: int = 0,
     top_p: float = 1.0,
@@ -171,6 +174,8 @@ def generate(
         beam_size: sequences that are followed at once; more than 1 is beam search.
         num_return: outputs for each prompt, best first: of a beam search, or drawn with a key.
         length_penalty: by beam search, log-probabilities are divided by length to this power.
+        early_stopping: beam search ends once `beam_size` sequences have ended, as fairseq's does, and not only where
+            no other can become better. Where long sequences are favoured it finds shorter ones.
         temperature: divides logits before a token is drawn.
         top_k: draw from so many of the likeliest tokens, 0 from all.
         top_p: draw from the fewest tokens whose probability reaches this, 1 from all.
@@ -203,6 +208,7 @@ def generate(
         beam_size=beam_size,
         num_return=num_return,
         length_penalty=length_penalty,
+        early_stopping=early_stopping,
         temperature=temperature,
         top_k=top_k,
         top_p=top_p,

@@ -48,6 +48,7 @@ class Request(struct.PyTreeNode):
         stops: int32[E], the tokens that end a sequence.
         pad_id: int32, fills the result after the end.
         length_penalty: float32, the exponent on the length that a beam's score is divided by.
+        early_stopping: bool, a row is done once as many sequences have ended as there are beams.
     """
 
     prompt: Tokens
@@ -57,6 +58,7 @@ class Request(struct.PyTreeNode):
     stops: Any
     pad_id: Any
     length_penalty: Any
+    early_stopping: Any
 
     def limit(self, model: Transformer, plan: Plan) -> Array:
         """int32[B], the most new tokens of each row."""

@@ -24,6 +24,7 @@ class Published:
         averaged: how many of the last checkpoints are averaged; 0 takes the best by validation loss.
         beam_size: of the outputs.
         length_penalty: of the outputs.
+        early_stopping: of the outputs.
         measured: what the whole of it gave when it was run for this project; None where it was not run.
     """
 
@@ -40,6 +41,7 @@ class Published:
     averaged: int = 0
     beam_size: int = 1
     length_penalty: float = 1.0
+    early_stopping: bool = False
     measured: float | None = None
 
     @property
@@ -101,6 +103,7 @@ PUBLISHED: dict[str, Published] = {
         moses=("en", "de"),
         averaged=10,
         beam_size=5,
+        early_stopping=True,  # fairseq's
         measured=40.74,
     ),
     "gpt2-124m": Published(

@@ -96,7 +96,8 @@ def measure(published: Published, run: RunConfig, test: tuple[str, ...], termina
     scores: dict[str, Any]
     if test:
         tokenized = AS_THEY_ARE if published.metric == TOKENIZED_BLEU else ""
-        decoding: dict[str, Any] = dict(beam_size=published.beam_size, length_penalty=published.length_penalty)
+        names = ("beam_size", "length_penalty", "early_stopping")
+        decoding: dict[str, Any] = {name: getattr(published, name) for name in names}
         terminal.say(f"decodes {test[0]} with beam {published.beam_size}")
         scores, _ = evaluate_run(chosen, read(test), tokenized=tokenized, **decoding)
     else:
