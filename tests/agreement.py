@@ -48,13 +48,13 @@ def comes_back(folder: Path, out: Path, **ids):
             np.testing.assert_array_equal(after[name], before[name], err_msg=name)
 
 
-def texts_agree(folder, expected, penalty=None):
+def texts_agree(folder, expected, penalty=None, **more):
     """The same ids greedily, or by a beam of 4; the ends of texts come at different places."""
     config, params = read_pretrained(folder)
     target, source = target_and_source(expected, "prompt_")
     theirs = expected["greedy"] if penalty is None else expected[f"beam_{penalty}"]
     options = dict(source=source, eos_id=int(expected["end"]), pad_id=int(expected["pad"]))
-    beam = {} if penalty is None else dict(beam_size=BEAM, length_penalty=penalty)
+    beam = {} if penalty is None else dict(beam_size=BEAM, length_penalty=penalty, **more)
     found = generate(Transformer(config), params, target, max_new_tokens=theirs.shape[1], **options, **beam)
     np.testing.assert_array_equal(np.asarray(found.ids), theirs)
     assert penalty is not None or (theirs == options["eos_id"]).any()

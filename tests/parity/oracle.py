@@ -196,7 +196,7 @@ def decoded(model, inputs, end, **options):
         given |= dict(decoder_start_token_id=int(ids[0, 0]))
     none = dict(forced_bos_token_id=None, forced_eos_token_id=None, bad_words_ids=None, do_sample=False)
     none |= dict(eos_token_id=end, pad_token_id=pad, max_new_tokens=NEW, early_stopping="never")
-    found = model.generate(**given, **none, **options)[:, ids.shape[1] :].numpy()
+    found = model.generate(**given, **(none | options))[:, ids.shape[1] :].numpy()
     found = np.pad(found, [(0, 0), (0, NEW - found.shape[1])], constant_values=pad)
     ended = np.cumsum(found == end, -1) - (found == end) > 0
     return np.where(ended, pad, found)  # by beam search they fill up with the end

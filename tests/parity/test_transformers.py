@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from agreement import comes_back, logits, logits_agree, target_and_source, texts_agree
+from agreement import BEAM, comes_back, logits, logits_agree, target_and_source, texts_agree
 
 from transformer_jax import Tokens, load_run
 from transformer_jax.cli import run_command
@@ -17,7 +17,7 @@ from transformer_jax.huggingface.folder import read_pretrained
 
 torch = pytest.importorskip("torch", reason="parity with transformers needs PyTorch")
 transformers = pytest.importorskip("transformers", reason="parity with transformers needs it")
-from oracle import CASES, DECODED, build, expected, inputs_of, logits_of  # noqa: E402
+from oracle import CASES, DECODED, build, decoded, expected, inputs_of, logits_of, prompts_of  # noqa: E402
 
 
 @pytest.fixture(scope="module", params=CASES)
@@ -69,6 +69,13 @@ def test_a_model_without_an_output_layer_is_read_as_its_tied_one(tmp_path):
 def test_texts_agree(saved, penalty):
     _, folder, found = saved
     texts_agree(folder, found, penalty)
+
+
+@pytest.mark.parametrize("saved", DECODED, indirect=True)
+def test_beams_that_end_early_agree(saved):
+    model, folder, found = saved
+    theirs = decoded(model, prompts_of(model), int(found["end"]), num_beams=BEAM, early_stopping=True)
+    texts_agree(folder, found | {"beam_1.0": theirs}, 1.0, early_stopping=True)
 
 
 # --- runs that were trained here
