@@ -41,7 +41,16 @@ def test_the_recipe_of_multi30k_is_that_of_the_paper():
     assert (optimizer.learning_rate, optimizer.schedule, optimizer.warmup_steps) == (0.005, "inverse-sqrt", 2000)
     assert (published.averaged, published.beam_size, published.value) == (10, 5, 41.02)
     assert published.early_stopping  # fairseq's
-    assert run.checkpoint.keep >= published.averaged
+    assert run.checkpoint.keep >= published.averaged + 2  # the last evaluated, and that of the last step
+
+
+def test_what_is_averaged_are_ends_of_epochs(tmp_path):
+    """fairseq's --num-epoch-checkpoints; the run's end and its evaluations are saved too and are none."""
+    for step in (54, 108, 162, 200, 216, 250):
+        (tmp_path / str(step)).mkdir()
+    assert pipeline.averaged_steps(tmp_path, 3, 54) == [108, 162, 216]
+    assert pipeline.averaged_steps(tmp_path, 10, 54) == [54, 108, 162, 216]
+    assert pipeline.averaged_steps(tmp_path, 3, 1000) == [250]
 
 
 def test_what_was_measured_is_what_the_docs_say():

@@ -176,8 +176,8 @@ def multi30k_tiny() -> RunConfig:
 
     Transformer-Tiny of Wu et al. 2021 (Good for Misconceived Reasons, table 2): post-norm, 4 + 4 layers, d_model 128,
     d_ff 256, weights that start as fairseq's, 8,000 updates of about 8,000 tokens, inverse square root from 0.005 after
-    2,000 steps. A checkpoint each epoch, of which the last 10 stay to be averaged. `transformer-jax reproduce
-    multi30k-tiny` does the rest.
+    2,000 steps. A checkpoint each epoch, of which 10 are averaged; beside them stay the last that was evaluated and the
+    run's last. `transformer-jax reproduce multi30k-tiny` does the rest.
     """
     return RunConfig(
         recipe="multi30k-tiny",
@@ -199,7 +199,7 @@ def multi30k_tiny() -> RunConfig:
             learning_rate=5e-3, schedule="inverse-sqrt", warmup_steps=2000, b2=0.98, weight_decay=0.0, clip_norm=0.0
         ),
         loss=LossConfig(label_smoothing=0.1),
-        checkpoint=CheckpointConfig(every=54, keep=10),
+        checkpoint=CheckpointConfig(every=54, keep=12),
     )
 
 

@@ -21,7 +21,8 @@ class Published:
         takes: time and hardware.
         files: of a folder with pairs, the names of source and target by their part; none for one file of text.
         moses: the languages of source and target where pairs are lower-cased tokens of Moses.
-        averaged: how many of the last checkpoints are averaged; 0 takes the best by validation loss.
+        averaged: how many of the last checkpoints are averaged, of those that the recipe saves each so many steps;
+            0 takes the best by validation loss.
         beam_size: of the outputs.
         length_penalty: of the outputs.
         early_stopping: of the outputs.

@@ -112,9 +112,18 @@ def _chosen(published: Published, folder: Path, say: Say) -> tuple[Run, str]:
         which = "newest" if best_step(folder / CHECKPOINTS, "loss") is None else "best"
         run = load_run(folder, which)
         return run, f"the {which} checkpoint, of step {run.step}"
-    steps = steps_in(folder / CHECKPOINTS)[-published.averaged :]
+    steps = averaged_steps(folder / CHECKPOINTS, published.averaged, find_recipe(published.recipe).checkpoint.every)
     target = folder / f"averaged-{steps[-1]}"
     if not target.exists():
         say(f"the mean of {len(steps)} checkpoints, into {target}")
         save_average(folder, target, steps)
     return load_run(target), f"the mean of {len(steps)} checkpoints, {steps[0]} to {steps[-1]}"
+
+
+def averaged_steps(checkpoints: Path, count: int, every: int) -> list[int]:
+    """The last steps that are a multiple of `every`, such as the ends of epochs.
+
+    What was saved in between, as the run ended there or was evaluated, is none, but where there is nothing else.
+    """
+    steps = steps_in(checkpoints)
+    return [step for step in steps if step % every == 0][-count:] or steps[-1:]
