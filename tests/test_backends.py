@@ -14,6 +14,7 @@ from transformer_jax.model.backends import BACKENDS, Shape, Sight, choose
 
 CPU = Shape("cpu", "float32", 8, 64, 64, 4, 32)
 LARGE = CPU._replace(queries=4096, keys=4096)
+CAUSAL = CPU._replace(queries=256, keys=256, segments=True, causal=True)
 GPU = CPU._replace(platform="gpu", dtype="bfloat16", head_dim=64)
 TPU = CPU._replace(platform="tpu", dtype="bfloat16", queries=256, keys=256, head_dim=128, segments=True)
 
@@ -55,15 +56,31 @@ def same(one, other, atol):
 
 
 @pytest.mark.parametrize(("causal", "window"), [(True, 0), (False, 0), (True, 40), (False, 40)])
-@pytest.mark.parametrize("name", ["blocks", "xla"])
-def test_backends_give_what_the_reference_gives(monkeypatch, name, causal, window):
-    """Packed rows, padding, windows, both directions, a bias: outputs and gradients to 2e-5, padding exactly zero."""
-    monkeypatch.setattr(backends, "BLOCK", 64)
-    given = inputs(causal, window, width=32, bias=True)
+@pytest.mark.parametrize(
+    ("name", "block", "length"), [("blocks", 64, 256), ("blocks", 32, 256), ("blocks", 32, 200), ("xla", 0, 256)]
+)
+def test_backends_give_what_the_reference_gives(monkeypatch, name, block, length, causal, window):
+    """Packed rows, padding, windows, both directions, a bias: outputs and gradients to 2e-5, padding exactly zero.
+
+    Parts of a row are a block, or several, or of a length that is no multiple of one.
+    """
+    monkeypatch.setattr(backends, "BLOCK", block)
+    given = inputs(causal, window, length, width=32, bias=True)
     wanted = with_gradients(backends.reference, *given, cap=None)
     got = with_gradients(BACKENDS[name].attend, *given, cap=None)
     same(got, wanted, 2e-5)
-    assert not np.any(got[0][0, -64:])
+    assert not np.any(got[0][0, -length // 4 :])
+
+
+@pytest.mark.parametrize(("causal", "window"), [(True, 0), (True, 40), (False, 40)])
+def test_blocks_leave_out_keys_that_no_query_of_a_part_sees(causal, window):
+    """A NaN among the values is in what the parts give that can see it by its place, and in no other."""
+    q, k, v, sight = inputs(causal, window, width=32)
+    for place in (0, 255):
+        out = backends.blocks(q, k, v.at[:, place].set(jnp.nan), sight, None, None)
+        touched = np.isnan(np.asarray(out)).any((0, 2, 3)).reshape(4, 64).all(-1)
+        first = [True, not window, not window, not window]
+        np.testing.assert_array_equal(touched, first if place == 0 else [not causal and not window] * 3 + [True])
 
 
 @pytest.mark.parametrize("causal", [True, False])
@@ -125,7 +142,13 @@ def test_blocks_need_less_memory():
     [
         ("auto", CPU, "reference"),
         ("auto", LARGE, "blocks"),
-        ("auto", LARGE._replace(queries=4095), "reference"),
+        ("auto", LARGE._replace(queries=4095), "blocks"),
+        ("auto", LARGE._replace(queries=1, batch=4096), "reference"),
+        ("auto", CAUSAL, "blocks"),
+        ("auto", CAUSAL._replace(queries=255), "reference"),
+        ("auto", CAUSAL._replace(causal=False), "reference"),
+        ("auto", CAUSAL._replace(segments=False), "reference"),
+        ("auto", CAUSAL._replace(platform="gpu"), "reference"),
         ("auto", GPU, "cudnn"),
         ("auto", GPU._replace(dtype="float32"), "reference"),
         ("auto", GPU._replace(cap=True), "reference"),
@@ -139,7 +162,8 @@ def test_blocks_need_less_memory():
         ("xla", CPU, "xla"),
         ("xla", CPU._replace(dropout=True), "reference"),
         ("xla", CPU._replace(dtype="float64"), "reference"),
-        ("blocks", CPU, "reference"),
+        ("blocks", CPU, "blocks"),
+        ("blocks", CPU._replace(queries=1), "reference"),
     ],
 )
 def test_the_choice_fits_and_says_why(name, shape, wanted):

@@ -5,10 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from transformer_jax.config import LossConfig
-from transformer_jax.model.gradients import gelu, masked_softmax, matmul, sum_of_parts
-from transformer_jax.model.transformer import Head
-from transformer_jax.objective import head_sums, parts_of, token_sums
+from transformer_jax.config import LossConfig, ModelConfig
+from transformer_jax.model.gradients import gelu, masked_softmax, matmul, rows_of, sum_of_parts
+from transformer_jax.model.transformer import Head, Transformer
+from transformer_jax.objective import head_sums, make_loss, parts_of, token_sums
 from transformer_jax.tokens import Batch, Tokens
 
 RNG = np.random.default_rng(0)
@@ -45,6 +45,29 @@ def same(function, plain, *args):
 )
 def test_a_product_with_a_weight(einsum, x, w):
     same(lambda x, w: matmul(einsum, x, w, None), lambda x, w: jnp.einsum(einsum, x, w), draw(*x), draw(*w))
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_rows_of_a_table_that_is_used_again(tied):
+    """Of a table whose rows come more than once, and that a product reads, or nothing does."""
+    ids, w = np.array([[0, 2, 2], [6, 0, 0]]), draw(4)
+
+    def threaded(table):
+        rows, again = rows_of(table, ids)
+        return rows @ w + ((again @ w).sum() if tied else 0)
+
+    same(threaded, lambda table: table[ids] @ w + ((table @ w).sum() if tied else 0), draw(7, 4))
+
+
+def test_gradients_of_rows_are_added_into_those_of_the_output_layer():
+    """What is added to is the output layer's gradient of the table; no array of its size is filled with zeros."""
+    model = Transformer(ModelConfig(mode="decoder-only", vocab_size=4099, d_model=8, num_layers=1, num_heads=2))
+    tokens = Tokens(*np.ones((3, 1, 4), np.int32))
+    params = model.init(jax.random.key(0), tokens)["params"]
+    batch = Batch(tokens, tokens.ids, np.ones((1, 4), np.float32))
+    jaxpr = str(jax.make_jaxpr(jax.grad(lambda params: make_loss(model)(params, batch, None)[0]))(params))
+    assert "f32[4099,8] = scatter-add" in jaxpr
+    assert "f32[4099,8] = broadcast_in_dim" not in jaxpr
 
 
 def test_gelu():

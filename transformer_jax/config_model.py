@@ -154,8 +154,8 @@ class ModelConfig:
     """Factor on queries. None: 1 / sqrt(head_dim). T5: 1."""
     attention: AttentionName = "auto"
     """How attention is computed. auto: by the device's kernel where it fits. reference: all logits at once. blocks: of
-    512 queries at a time. xla, cudnn: jax.nn.dot_product_attention. splash: JAX's kernel for TPU. A program can add
-    attentions of other kinds by name: transformer_jax.add_attention."""
+    a part of the queries at a time, without the keys after them. xla, cudnn: jax.nn.dot_product_attention. splash:
+    JAX's kernel for TPU. A program can add attentions of other kinds by name: transformer_jax.add_attention."""
     windows: tuple[int, ...] = (0,)
     """Self-attention window of each layer in tokens, repeated over the layers; 0 is no window. A decoder's query sees
     itself and window - 1 keys before it, an encoder's also as many after it (Beltagy et al. 2020)."""

@@ -28,9 +28,8 @@ class Case(NamedTuple):
     head_dim: int = 64
 
     def shape(self, dtype: str) -> Shape:
-        return Shape(
-            jax.default_backend(), dtype, self.rows, self.length, self.length, self.heads, self.head_dim, segments=True
-        )
+        size = (self.rows, self.length, self.length, self.heads, self.head_dim)
+        return Shape(jax.default_backend(), dtype, *size, segments=True, causal=True)
 
 
 CASES = {str(length): Case(4096 // length, length) for length in (128, 512, 1024, 2048, 4096)}

@@ -89,6 +89,7 @@ def describe_attention(config: ModelConfig, rows: int, length: int) -> str:
         bias=config.position in ("alibi", "t5"),
         dropout=config.attention_dropout_rate > 0,
         segments=config.prefix_attention == "causal",
+        causal=True,
     )
     name, why = choose(config.attention, shape)
     return f"attention {name}: {why}"

@@ -93,24 +93,46 @@ def reference(
 def blocks(
     q_BTHK: Array, k_BSGK: Array, v_BSGK: Array, sight: Sight, cap: float | None, keep_BHTS: Array | None
 ) -> Array:
-    """`reference` for BLOCK queries at a time, in the backward pass again (Rabe and Staats 2021, section 3).
+    """`reference` for a block of queries at a time, in the backward pass again (Rabe and Staats 2021, section 3).
 
-    Logits of one block are held at a time, so memory grows with S instead of T * S.
+    Logits of one block are held at a time, so memory grows with S instead of T * S. Keys that no query of a part can
+    see by its place are left out, which is nearly half of the work where attention is causal.
     """
+    T, S = q_BTHK.shape[1], k_BSGK.shape[1]
+    size = BLOCK * -(-T // (PARTS * BLOCK)) if T > PARTS * BLOCK and T % BLOCK == 0 else -(-T // PARTS)
 
-    def cut(x: Array | None, axis: int) -> Array | None:
-        """The queries' axis as a first axis of blocks."""
-        if x is None:
-            return None
-        return jnp.moveaxis(x.reshape(*x.shape[:axis], -1, BLOCK, *x.shape[axis + 1 :]), axis, 0)
+    def seen(start: int, end: int) -> slice:
+        """The keys that queries at these places can see."""
+        if sight.segments is None:
+            return slice(0, S)
+        reach = sight.window - 1 if sight.window else S
+        return slice(max(0, start - reach), end if sight.causal else min(S, end + reach))
 
-    @jax.checkpoint
-    def block(part: Any) -> Array:
-        q, mask, bias, keep = part
-        return reference(q, k_BSGK, v_BSGK, Sight(mask, bias), cap, keep)
+    def part(start: int) -> Array:
+        end = min(start + size, T)
+        rows, keys = slice(start, end), seen(start, end)
+        k, v = k_BSGK[:, keys], v_BSGK[:, keys]
 
-    parts = cut(q_BTHK, 1), cut(sight.mask_BTS, 1), cut(sight.bias_BHTS, 2), cut(keep_BHTS, 2)
-    return jnp.moveaxis(jax.lax.map(block, parts), 0, 1).reshape(q_BTHK.shape)
+        @jax.checkpoint
+        def block(cut: Any) -> Array:
+            q, mask, bias, keep = cut
+            return reference(q, k, v, Sight(mask, bias), cap, keep)
+
+        cut = q_BTHK[:, rows], sight.mask_BTS[:, rows, keys]
+        cut += tuple(None if x is None else x[:, :, rows, keys] for x in (sight.bias_BHTS, keep_BHTS))
+        if end - start <= BLOCK or (end - start) % BLOCK:
+            return block(cut)
+        several = [_first(x, axis) for x, axis in zip(cut, (1, 1, 2, 2), strict=True)]
+        return jnp.moveaxis(jax.lax.map(block, tuple(several)), 0, 1).reshape(cut[0].shape)
+
+    return jnp.concatenate([part(start) for start in range(0, T, size)], 1)
+
+
+def _first(x: Array | None, axis: int) -> Array | None:
+    """The axis of queries as a first axis of blocks."""
+    if x is None:
+        return None
+    return jnp.moveaxis(x.reshape(*x.shape[:axis], -1, BLOCK, *x.shape[axis + 1 :]), axis, 0)
 
 
 def _library(implementation: Any, full_rows: bool = False) -> Callable[..., Array]:
@@ -187,16 +209,17 @@ class Shape(NamedTuple):
     bias: bool = False
     dropout: bool = False
     segments: bool = False
+    causal: bool = False
 
 
-BLOCK = 512  # queries
+PARTS = 4  # of a row's queries, each with the keys that it can see
+BLOCK = 512  # queries of a part that are taken at once
 LOGIT_BYTES = 2**29  # of one layer, above which `auto` takes blocks of queries
+CAUSAL_QUERIES = 256  # from which on `auto` takes them on a CPU where keys can be left out
 
 
 def _why_not_blocks(shape: Shape) -> str | None:
-    if shape.queries < 2 * BLOCK or shape.queries % BLOCK:
-        return f"{shape.queries} queries are not two or more blocks of {BLOCK}"
-    return None
+    return f"{shape.queries} queries are not several blocks" if shape.queries < 2 * PARTS else None
 
 
 def _why_not_library(shape: Shape) -> str | None:
@@ -278,8 +301,8 @@ def weights_of(name: str) -> Weights:
 def choose(name: str, shape: Shape) -> tuple[str, str]:
     """The backend for a shape, and why: the one of that name, `reference` where it can't be used; `auto` is the best.
 
-    `auto` takes the kernel of the device where it fits, blocks where the logits of a layer would be large, and else
-    the reference.
+    `auto` takes the kernel of the device where it fits, blocks where the logits of a layer would be large or a CPU can
+    leave out keys, and else the reference.
     """
     if name != "auto":
         reason = BACKENDS[name].why_not(shape)
@@ -291,6 +314,8 @@ def choose(name: str, shape: Shape) -> tuple[str, str]:
     logits = f"the logits of a layer take {size / 2**20:,.0f} MiB"
     if size > LOGIT_BYTES and reason is None:
         return "blocks", logits
+    if shape.platform == "cpu" and shape.causal and shape.segments and shape.queries >= CAUSAL_QUERIES:
+        return "blocks", "keys after a block of queries are left out"
     few = f", too many, but {reason}" if size > LOGIT_BYTES else ", which is few"
     return "reference", f"no kernel for {shape.dtype} on {shape.platform} fits; {logits}{few}"
 
@@ -300,6 +325,6 @@ def attend_with(name: str, *inputs: Any) -> Array:
     q_BTHK, k_BSGK, _, sight, cap, keep_BHTS = inputs
     B, T, H, K = q_BTHK.shape
     has = dict(cap=cap is not None, bias=sight.bias_BHTS is not None, dropout=keep_BHTS is not None)
-    platform, segments = jax.default_backend(), sight.segments is not None
-    shape = Shape(platform, q_BTHK.dtype.name, B, T, k_BSGK.shape[1], H, K, segments=segments, **has)
+    has |= dict(segments=sight.segments is not None, causal=sight.causal)
+    shape = Shape(jax.default_backend(), q_BTHK.dtype.name, B, T, k_BSGK.shape[1], H, K, **has)
     return BACKENDS[choose(name, shape)[0]].attend(*inputs)

@@ -53,6 +53,24 @@ def weight_gradient(einsum: str, x: Array, w: Array, dy: Array) -> Array:
 matmul.defvjp(_matmul_forward, _matmul_backward)
 
 
+@jax.custom_vjp
+def rows_of(table: Array, ids: Array) -> tuple[Array, Array]:
+    """Rows of a table, and the table for its next use.
+
+    Where the next use is of what comes back, the gradients of rows are added into that use's gradient of the table. As
+    two uses of one array they would be added into zeros of the table's size, and those to the other's.
+    """
+    return table[ids], table
+
+
+def _rows_of_backward(ids: Array, d: tuple[Array, Array]) -> tuple[Array, None]:
+    d_rows, d_table = d
+    return d_table.at[ids].add(d_rows), None
+
+
+rows_of.defvjp(lambda table, ids: ((table[ids], table), ids), _rows_of_backward)
+
+
 def _normal_distribution(x: Array) -> Array:
     """Written with erf: `jax.nn.gelu(approximate=False)` goes through erfc, several times slower on CPU."""
     return 0.5 * (1.0 + jax.lax.erf(x * 0.5**0.5))

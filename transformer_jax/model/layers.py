@@ -12,7 +12,7 @@ from flax import linen as nn
 from transformer_jax.axes import axes_of, constrain, gathered, mesh_in_use, sizes, spec, split, varying
 from transformer_jax.config import ModelConfig
 from transformer_jax.model.float8 import matmul8
-from transformer_jax.model.gradients import gelu, matmul
+from transformer_jax.model.gradients import gelu, matmul, rows_of
 from transformer_jax.model.int8 import Packed
 
 Array = jax.Array
@@ -163,14 +163,17 @@ def linear(
     return jax.shard_map(local, in_specs=inputs, out_specs=outputs)(x, *weights)
 
 
-def lookup(table: Weight, axes: str, ids_BT: Array, kind: Any) -> Array:
-    """Rows of a table with two axes, [B, T, columns]. Devices that hold some of the rows look up those and add."""
+def lookup(table: Weight, axes: str, ids_BT: Array, kind: Any) -> tuple[Array, Weight]:
+    """Rows of a table with two axes, [B, T, columns], and the table for its next use; see `rows_of`.
+
+    Devices that hold some of the rows look up those and add.
+    """
     mesh, (rows, columns) = mesh_in_use(), axes
     if isinstance(table, Packed) and not mesh:
-        return table.rows(ids_BT).astype(kind)
-    table = table.astype(kind)
+        return table.rows(ids_BT).astype(kind), table
     if not mesh:
-        return table[ids_BT]
+        rows_BTD, table = rows_of(table, ids_BT)
+        return rows_BTD.astype(kind), table
     lengths = dict(zip(axes, table.shape, strict=True))
     ids_split = split(dict(zip("BT", ids_BT.shape, strict=True)), mesh)
     have, want = split(lengths, mesh), split(lengths, mesh, ids_split)
@@ -185,7 +188,8 @@ def lookup(table: Weight, axes: str, ids_BT: Array, kind: Any) -> Array:
         return jax.lax.psum(jnp.where(here_BT[..., None], table[jnp.where(here_BT, ids_BT, 0)], 0), over)
 
     inputs = (spec(axes, have), spec("BT", ids_split))
-    return jax.shard_map(local, in_specs=inputs, out_specs=spec(f"BT{columns}", want))(table, ids_BT)
+    look_up = jax.shard_map(local, in_specs=inputs, out_specs=spec(f"BT{columns}", want))
+    return look_up(table.astype(kind), ids_BT), table
 
 
 class Initializer(NamedTuple):
@@ -314,14 +318,12 @@ class Embedding(nn.Module):
         init = nn.initializers.normal(self.config.d_model**-0.5)
         self.table_VD = self.param("table_VD", init, shape, jnp.dtype(self.config.param_dtype))
 
-    def __call__(self, ids_BT: Array) -> Array:
-        x_BTD = lookup(self.table_VD, "VD", ids_BT, dtype_of(self.config))
-        return x_BTD * jnp.asarray(self.config.d_model**0.5, x_BTD.dtype) if self.config.scale_embeddings else x_BTD
-
-    def attend(self, x_BTD: Array) -> Array:
-        """Logits in at least float32, [B, T, V]."""
-        kind = jnp.promote_types(x_BTD.dtype, jnp.float32)
-        return linear(x_BTD, (TIED, self.table_VD), dtype=kind)[0]
+    def __call__(self, ids_BT: Array) -> tuple[Array, Weight]:
+        """The vectors, [B, T, D], and the table as a tied output layer takes it."""
+        x_BTD, table_VD = lookup(self.table_VD, "VD", ids_BT, dtype_of(self.config))
+        if self.config.scale_embeddings:
+            x_BTD *= jnp.asarray(self.config.d_model**0.5, x_BTD.dtype)
+        return x_BTD, table_VD
 
 
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {

@@ -149,7 +149,7 @@ def t5_bias(table_RH: Array | None, q: Tokens, kv: Tokens, causal: bool, config:
 
 def _learned(table_LD: Array | None, tokens: Tokens, config: ModelConfig) -> Array:
     assert table_LD is not None
-    return lookup(table_LD, "LD", tokens.positions + config.position_offset, table_LD.dtype)
+    return lookup(table_LD, "LD", tokens.positions + config.position_offset, table_LD.dtype)[0]
 
 
 def _sinusoidal(last: bool) -> Callable[[Array | None, Tokens, ModelConfig], Array]:

@@ -15,7 +15,7 @@ from transformer_jax.model.attention import CROSS_POSITIONS, Attention, KeyValue
 from transformer_jax.model.backends import Sight, soft_cap
 from transformer_jax.model.cache import Cache, Held, LayerSlots, Room, Slots
 from transformer_jax.model.experts import Experts
-from transformer_jax.model.layers import TIED, Dropout, Einsum, Embedding, FeedForward, Norm, Residual, dtype_of, linear
+from transformer_jax.model.layers import TIED, Dropout, Einsum, Embedding, FeedForward, Norm, Residual, linear
 from transformer_jax.model.positions import POSITIONS
 from transformer_jax.tokens import Tokens
 
@@ -239,7 +239,7 @@ class Head(struct.PyTreeNode):
     """The output layer: its einsum, its weight, and its bias where it has one."""
 
     einsum: str = struct.field(pytree_node=False)
-    w: Array  # or Packed, for inference
+    w: Any  # an array, or Packed for inference
     b_V: Array | None
 
 
@@ -284,7 +284,7 @@ class Transformer(nn.Module):
         """The encoder's output, [B, S, D]."""
         assert self.encoder is not None
         embedding = self.embedding if self.config.share_source_embedding else self.source_embedding
-        return self.encoder(embedding(source.ids), source)[0]
+        return self.encoder(embedding(source.ids)[0], source)[0]
 
     def remember(self, x_BSD: Array, source: Tokens) -> Memory:
         """The encoder's output as the decoder sees it."""
@@ -303,39 +303,33 @@ class Transformer(nn.Module):
         With a cache the target is what comes next, and it sees what the cache holds as well. Without one, `room` makes
         one of that size.
         """
-        x_BTD, cache = self.features(target, memory, cache, room)
+        x_BTD, head, cache = self.features(target, memory, cache, room)
         x_BTD = x_BTD[:, -1:] if last else x_BTD
-        kind = jnp.promote_types(dtype_of(self.config), jnp.float32)
-        head = self.head()
-        if self.config.tie_embeddings:
-            logits_BTV = self.embedding.attend(x_BTD)
-        else:
-            logits_BTV = linear(x_BTD, (head.einsum, head.w), dtype=kind)[0]
+        kind = jnp.promote_types(x_BTD.dtype, jnp.float32)
+        logits_BTV = linear(x_BTD, (head.einsum, head.w), dtype=kind)[0]
         if head.b_V is not None:
             logits_BTV += head.b_V.astype(kind)
         return soft_cap(logits_BTV, self.config.logits_softcap), cache
 
     def features(
         self, target: Tokens, memory: Memory | None, cache: Cache | None = None, room: Room | None = None
-    ) -> tuple[Array, Cache | None]:
-        """What the output layer reads, [B, T, D], and the cache; see `decode`."""
+    ) -> tuple[Array, Head, Cache | None]:
+        """What the output layer reads, [B, T, D], that layer, and the cache; see `decode`."""
         config = self.config
         if (memory is None) == self.decoder.cross:
             raise ValueError(
                 f"decode of a model of mode {config.mode!r} takes {'a' if self.decoder.cross else 'no'} memory."
             )
-        x_BTD, cache = self.decoder(self.embedding(target.ids), target, memory, cache, room)
-        return x_BTD * jnp.asarray(config.d_model**-0.5, x_BTD.dtype) if config.scale_logits else x_BTD, cache
-
-    def head(self) -> Head:
-        """The output layer."""
-        if self.config.tie_embeddings:
-            return Head(TIED, self.embedding.table_VD, self.output_bias)
-        return Head(self.output.spec, self.output.w, self.output_bias)
+        x_BTD, table_VD = self.embedding(target.ids)
+        x_BTD, cache = self.decoder(x_BTD, target, memory, cache, room)
+        if config.scale_logits:
+            x_BTD *= jnp.asarray(config.d_model**-0.5, x_BTD.dtype)
+        einsum, w = (TIED, table_VD) if config.tie_embeddings else (self.output.spec, self.output.w)
+        return x_BTD, Head(einsum, w, self.output_bias), cache
 
     def before_logits(self, target: Tokens, source: Tokens | None = None) -> tuple[Array, Head]:
         """Features and output layer, for a loss that never holds the logits of all tokens."""
-        return self.features(target, self.encode(source))[0], self.head()
+        return self.features(target, self.encode(source))[:2]
 
     def __call__(self, target: Tokens, source: Tokens | None = None) -> Array:
         return self.decode(target, self.encode(source))[0]
