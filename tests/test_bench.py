@@ -17,6 +17,7 @@ from transformer_jax.bench.command import BENCHES, benchmark, placed
 from transformer_jax.bench.subject import Subject
 from transformer_jax.cli import run_command
 from transformer_jax.config import ModelConfig
+from transformer_jax.data.batches import draw_checked
 from transformer_jax.hlo import read_program
 
 ROOT = Path(__file__).parent.parent
@@ -212,6 +213,11 @@ def test_the_benchmark_of_compiling_tells_loops_from_layers(monkeypatch, tmp_pat
     assert sizes["2", "unrolled"] > 1.3 * sizes["1", "unrolled"]
 
 
+def drawn_slowly(*args):
+    time.sleep(0.3)
+    return draw_checked(*args)
+
+
 @pytest.mark.slow
 def test_the_benchmark_of_data_says_what_is_waited_for(monkeypatch, tmp_path, capsys):
     """A pipeline that is made slow is waited for."""
@@ -228,8 +234,7 @@ def test_the_benchmark_of_data_says_what_is_waited_for(monkeypatch, tmp_path, ca
     found = measured()
     assert 0 <= found["data_wait"] < 0.9
     assert found["tokens_a_batch"] > 2 * quick.data.target_length / 2
-    check = data.check_batch
-    monkeypatch.setattr(data, "check_batch", lambda *args: (time.sleep(0.3), check(*args)))
+    monkeypatch.setattr(data, "draw_checked", drawn_slowly)
     slow = measured()
     assert slow["data_wait"] > 0.6
     assert slow["ways"][data.PIPELINE]["faster_than_steps_by"] < found["ways"][data.PIPELINE]["faster_than_steps_by"]
