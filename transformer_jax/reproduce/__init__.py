@@ -105,7 +105,7 @@ PUBLISHED: dict[str, Published] = {
         averaged=10,
         beam_size=5,
         early_stopping=True,  # fairseq's
-        measured=40.93,
+        measured=40.96,
     ),
     "gpt2-124m": Published(
         recipe="gpt2-124m",
