@@ -36,7 +36,7 @@ COPIES_OF_DATA = 2  # data parallel replicas that are compiled: two exchange gra
 # stage, which turns it into machine code, need not try hard: 3 s instead of 6 s for a small model. The program, what it
 # keeps in memory and what devices exchange stay the same.
 XLA_FLAGS = (
-    "--xla_cpu_enable_concurrency_optimized_scheduler=false",
+    "--xla_cpu_scheduler_type=CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED",
     "--xla_backend_optimization_level=0",
     "--xla_llvm_disable_expensive_passes=true",
 )
