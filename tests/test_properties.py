@@ -27,7 +27,7 @@ from transformer_jax.config import LossConfig, Mode, RopeConfig
 
 ROWS, TARGET, SOURCE = 6, 12, 9
 LENGTH, SOURCE_LENGTH = 5, 4  # of a document, two of which fit into a row
-LOGITS = {"float32": 1e-5, "bfloat16": 0.1}  # tolerance of logits, whose standard deviation is about 1
+LOGITS = {"float32": 5e-5, "bfloat16": 0.1}  # tolerance of logits, whose standard deviation is about 1
 SUMS = {"float32": 1e-5, "bfloat16": 0.02}  # of the loss and of routers, relative
 GRADIENT = {"float32": 1e-5, "bfloat16": 0.05}  # of a gradient, relative to its largest entry
 
@@ -62,6 +62,7 @@ def configs(draw: Any, mode: Mode, dtype: str) -> ModelConfig:
     rope |= dict(fraction=one_of(0.5, 1.0), high=one_of(4.0, 32.0), scaling=one_of(*choices(RopeConfig)["scaling"]))
     if config["position"] not in ("rope", "alibi", "t5"):
         config["cross_position"] = "none"
+    config["parallel_residual"] &= config["norm_placement"] != "post"
 
     heads, windows = one_of(1, 2, 3, 4), draw(st.lists(st.sampled_from([0, 0, 1, 2, 4]), min_size=1, max_size=2))
     layers = [2 * len(windows) if config["scan_layers"] else one_of(1, 1, 2) for _ in range(2)]
@@ -295,7 +296,7 @@ def no_token_sees_a_later_one(case: Case, random: np.random.Generator) -> None:
     after = logits(1)
     if case.config.prefix_attention == "causal":
         case.assert_same(after[:, 0], before[:, 0])
-    elif case.config.windows != (1,) * len(case.config.windows):
+    elif any(window != 1 for window in case.config.windows[: case.config.num_layers]):
         assert (after != before)[:, 0].any()
 
 
