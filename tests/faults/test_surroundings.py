@@ -1,7 +1,5 @@
 """A run does not mind a full disk, a second writer, another machine or other settings around it."""
 
-import re
-
 import pytest
 from runs import MODES, differences, flags, records, train, undisturbed, write_pairs
 from surroundings import WORLDS, full_disk, full_tmpfs, other_topologies, other_worlds, soak, two_writers
@@ -69,10 +67,10 @@ def test_parameters_that_overflow_are_not_saved(tmp_path):
 def test_numbers_that_stay_wrong_end_the_run(tmp_path):
     """Status 3; each step is on record as left out; the module is named; the first checkpoint stands."""
     words = flags(write_pairs(tmp_path / "pairs.tsv"), MODES[0])
-    wild = "--optimizer.name sgd --optimizer.learning-rate 1e12 --optimizer.clip-norm 0 --optimizer.warmup-steps 8"
+    wild = "--optimizer.name sgd --optimizer.learning-rate 1e15 --optimizer.clip-norm 0 --optimizer.warmup-steps 8"
     status, err = train(tmp_path / "wild", [*words, *wild.split(), "--max-skipped", "5", "--checkpoint.every", "1"])
     assert status == 3
-    assert re.search("first values that are not finite are those of (en|de)coder/block_0/", err.splitlines()[-1])
+    assert "first values that are not finite are those of encoder/block_0/self_attention" in err.splitlines()[-1]
     skipped = [record["step"] for record in records(tmp_path / "wild") if record.get("event") == "skipped_step"]
     assert skipped == list(range(skipped[0], skipped[0] + 5))
     assert max(int(path.name) for path in (tmp_path / "wild" / "checkpoints").iterdir()) == skipped[0] - 1
