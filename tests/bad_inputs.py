@@ -434,7 +434,7 @@ TRANSLATION = [
     Bad("sweep RUN --data pairs.tsv --metric bluu", "--metric 'bluu' must be one of.*Did you mean 'bleu'"),
     Bad("sweep RUN --data pairs.tsv --metric tokenized_bleu_lowercased", "needs --tokenized-bleu LANGUAGE"),
     Bad("sweep RUN --data pairs.tsv --tokenized-bleu xx", "Moses has no rules for language 'xx'"),
-    Bad("sweep RUN --data long.tsv", "1 of 2 pairs are longer than a row; the first is long.tsv, line 2"),
+    Bad("sweep RUN --data long.tsv", "--data: 1 of 2 pairs are longer than a row; the first is long.tsv, line 2"),
     Bad("evaluate RUN --data pairs.tsv --tokenized-bleu deu", "no rules for language 'deu'. Did you mean 'de'"),
     Bad("evaluate RUN --data pairs.tsv --tokenized-bleu de --score", "--tokenized-bleu has nothing to score"),
     Bad("generate RUN --prompt a --json --n-best", "Give --json or --n-best, not both"),

@@ -1,6 +1,7 @@
 """Laws of the command line: runs end to end, and resume to the bit. What is wrong is in test_bad_inputs.py."""
 
 import contextlib
+import dataclasses
 import datetime
 import functools
 import io
@@ -20,6 +21,9 @@ from jax.experimental.compilation_cache import compilation_cache
 from transformer_jax.cli import COMMANDS, run_command
 from transformer_jax.config import RunConfig
 from transformer_jax.config_file import flat
+from transformer_jax.data.corpora import Pairs
+from transformer_jax.errors import InputError
+from transformer_jax.evaluate import evaluate_run
 from transformer_jax.run import load_run
 
 TINY = """--steps 6 --batch-size 4 --num-samples 8 --eval-every 3 --eval-rows 8 --checkpoint.every 3 --log-every 1
@@ -339,6 +343,20 @@ def test_evaluate_prints_one_object(mode):
     assert (scores["examples"], scores["decoded"], scores["step"]) == (12, 12, 6)
     limited = json.loads(call("evaluate", finished(mode), "--data held-out.tsv --limit 5")[1])
     assert (limited["loss"], limited["decoded"]) == (scores["loss"], 5)
+
+
+@one_mode
+def test_what_is_left_out_of_a_score_is_told(mode):
+    """A pair that is too long for a row is refused, or counted where the run leaves such pairs out."""
+    run, day = load_run(finished(mode)), "2003-05-01"
+    pairs = Pairs(["1.5.2003", "1.5.2003 " * 9], [day, day], ["line 1", "line 2"])
+    with pytest.raises(InputError, match=r"^--data: 1 of 2 pairs .* the first is line 2"):
+        evaluate_run(run, pairs)
+    data = dataclasses.replace(run.config.data, too_long="drop")
+    run = dataclasses.replace(run, config=dataclasses.replace(run.config, data=data))
+    scores, outputs = evaluate_run(run, pairs)
+    assert (scores["examples"], scores["left_out"], scores["decoded"], len(outputs)) == (1, 1, 1, 1)
+    assert "left_out" not in evaluate_run(run, pairs.take(slice(1)))[0]
 
 
 @one_mode

@@ -129,7 +129,8 @@ class DataConfig:
     target_length: Derived = DERIVED
     """Target tokens in a packed row. None: max_length."""
     too_long: Literal["error", "drop"] = "error"
-    """What to do with a pair that does not fit: stop, or leave it out and count it."""
+    """What to do with a pair that does not fit: stop, or leave it out and count it. It goes for data that the run is
+    scored on as well: `left_out` of the scores is the number."""
     noise_density: float = 0.15
     """Share of tokens that span-corruption hides."""
     mean_span: float = 3.0

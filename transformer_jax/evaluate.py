@@ -100,6 +100,12 @@ def check_kind(run: Run, corpus: Source) -> Corpus:
     return corpus
 
 
+def left_out(corpus: Corpus, scored: Corpus) -> dict[str, int]:
+    """What scores say of the examples that are not in them: too long, where the run drops those, or of no use."""
+    count = len(corpus) - len(scored)
+    return {"left_out": count} if count else {}
+
+
 def evaluate_run(
     run: Run, corpus: Source, batch_size: int = 0, limit: int = 0, tokenized: str = "", **decoding: Any
 ) -> tuple[dict[str, Any], list[str]]:
@@ -114,8 +120,9 @@ def evaluate_run(
     """
     corpus = check_kind(run, corpus)
     config, partitioner = run.config, Partitioner("jit", None)
-    rows, corpus, _ = make_rows("evaluate", corpus, config, run.tokenizer)
-    scores: dict[str, Any] = {"step": run.step, "examples": len(corpus)}
+    rows, scored, _ = make_rows("--data", corpus, config, run.tokenizer)
+    scores: dict[str, Any] = {"step": run.step, "examples": len(scored)} | left_out(corpus, scored)
+    corpus = scored
     batch_size = min(batch_size, len(rows)) or config.batch_size
     scores |= make_evaluator(run.model, partitioner, batch_size)(run.params, in_order(rows, batch_size))
     if config.data.objective in ("causal", "sequence-to-sequence"):

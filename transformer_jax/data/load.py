@@ -65,20 +65,27 @@ class Data:
         return Batches(self.train, self.config.batch_size, self.config.seed, mine)
 
 
+def _flag(name: str) -> str:
+    """What messages call the data of a run by: its field of the settings; a flag as it is."""
+    return name if name.startswith("--") else f"data.{name}"
+
+
 def _fitting(name: str, corpus: Pairs | Chats | Prepared, need: np.ndarray, run: RunConfig) -> tuple[np.ndarray, str]:
     """The numbers of the pairs or conversations that fit a row, and what to say about the others."""
     too_long = np.flatnonzero((need > room_of(run.model, run.data)).any(-1))
     if not len(too_long):
         return np.arange(len(corpus)), ""
     first = int(too_long[0])
-    where, whats = "--data" if name == "evaluate" else f"data.{name}", "pairs" if corpus.kind == "pairs" else "chats"
+    whats = "pairs" if corpus.kind == "pairs" else "chats"
     what = (
-        f"{where}: {len(too_long):,} of {len(corpus):,} {whats} are longer than a row; the first is "
+        f"{_flag(name)}: {len(too_long):,} of {len(corpus):,} {whats} are longer than a row; the first is "
         f"{corpus.place(first)} with {need[first].sum()} tokens, source and target, where max_length="
         f"{run.model.max_length}"
     )
     if run.data.too_long == "error":
-        advice = "" if name == "evaluate" else " Raise --model.max-length, or leave them out with --data.too-long drop."
+        advice = (
+            "" if name.startswith("--") else " Raise --model.max-length, or leave them out with --data.too-long drop."
+        )
         raise InputError(f"{what}.{advice}")
     keep = np.setdiff1d(np.arange(len(corpus)), too_long)
     if not len(keep):
@@ -97,7 +104,9 @@ def _chat_examples(
     last = [max((n for n, turn in enumerate(turns) if turn.role in roles), default=-1) for turns in corpus.turns]
     learned = np.flatnonzero(np.asarray(last) >= 0)
     if len(learned) < len(corpus):
-        report.append(f"data.{name}: {len(corpus) - len(learned):,} chats have no turn of {', '.join(roles)}: left out")
+        report.append(
+            f"{_flag(name)}: {len(corpus) - len(learned):,} chats have no turn of {', '.join(roles)}: left out"
+        )
         corpus = Chats([corpus.turns[i] for i in learned], [corpus.places[i] for i in learned])
     arrangement, last = arrangement_of("chat", run.model.mode), [last[i] for i in learned]
     if arrangement.has_source:
@@ -150,7 +159,7 @@ class Made(NamedTuple):
 
 
 def make_rows(name: str, corpus: Source, run: RunConfig, tokenizer: Tokenizer) -> Made:
-    """Packed rows of a corpus.
+    """Packed rows of a corpus; `name` is its field of the data's settings, or the flag that it was given by.
 
     Raises:
         InputError: a pair is too long for a row, or there is nothing to learn from.
@@ -171,12 +180,12 @@ def make_rows(name: str, corpus: Source, run: RunConfig, tokenizer: Tokenizer) -
         objective = TEXT_OBJECTIVES[run.data.objective]
         least = objective.least
         if short := int(np.count_nonzero(documents.lengths < least)):
-            report.append(f"data.{name}: {short:,} of {count:,} texts have fewer tokens than {least}: left out")
+            report.append(f"{_flag(name)}: {short:,} of {count:,} texts have fewer tokens than {least}: left out")
         fits = fitting(run.data.objective, run.model, run.data)
         examples = objective.examples(documents, fits, tokenizer, run.data, run.seed)
     rows = _packed(examples, run, tokenizer)
     if not len(rows):
-        raise InputError(f"data.{name}: no example is long enough for the objective {run.data.objective}.")
+        raise InputError(f"{_flag(name)}: no example is long enough for the objective {run.data.objective}.")
     width = f"{room.source} + {room.target}" if room.source else str(room.target)
     line = f"{name}: {size} in {len(rows):,} rows of {width}, {rows.used:.0%} full"
     return Made(rows, shown, [*report, line + (_fuller(rows) if name == "train" else "")])

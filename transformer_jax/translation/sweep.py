@@ -133,14 +133,15 @@ def command_sweep(arguments: list[str]) -> int:
     from transformer_jax.data.corpora import Pairs
     from transformer_jax.data.load import make_rows
     from transformer_jax.data.sources import read
-    from transformer_jax.evaluate import check_kind
+    from transformer_jax.evaluate import check_kind, left_out
     from transformer_jax.host import prepare
     from transformer_jax.run import load_run
 
     prepare()
     run = load_run(args.run, args.checkpoint)
     corpus = check_kind(run, read(tuple(map(str, args.data))))
-    corpus = make_rows("sweep", corpus, run.config, run.tokenizer).text  # refuses pairs that are too long
+    scored = make_rows("--data", corpus, run.config, run.tokenizer).text
+    missing, corpus = left_out(corpus, scored), scored
     if not isinstance(corpus, Pairs):
         raise InputError(f"--data holds {corpus.kind}; outputs are scored beside the targets of pairs.")
     pairs, console = corpus.take(slice(args.limit or len(corpus))), Console(stderr=True, highlight=False)
@@ -148,7 +149,7 @@ def command_sweep(arguments: list[str]) -> int:
     with console.status("sweep") as status:
         chosen = ways(args.beam_size, args.length_penalty)
         for each in sweep(run, pairs, chosen, args.tokenized_bleu, args.batch_size, status.update):
-            print(json.dumps(each), flush=True)
+            print(json.dumps(each | missing), flush=True)
             found.append(each)
     best = best_of(found, args.metric)
     console.print(_table(found, best))
