@@ -116,6 +116,20 @@ def test_of_running_text_all_predict_the_same_part(tmp_path):
     assert {arm.run.data.objective for arm in arms.values()} == {"prefix-lm"}
 
 
+def test_arms_that_would_leave_out_other_pairs_are_refused(pairs, tmp_path):
+    """A pair that fits the rows of an encoder-decoder, and not those of a decoder-only model, which hold both sides."""
+    path = tmp_path / "long.tsv"
+    path.write_text("ab\tba\n" * 200 + f"{'ab' * 16}\t{'ba' * 16}\n")
+    run = run_of(str(path), too_long="drop", validation=(pairs,))
+    with pytest.raises(InputError, match=r"for encoder-decoder 201 and 300, for decoder-only 200 and 300\. Raise"):
+        arms_of(run, "modes", ("encoder-decoder", "decoder-only"), "parameters")
+    longer = dataclasses.replace(run, model=run.model.replace(max_length=80))
+    assert arms_of(longer, "modes", ("encoder-decoder", "decoder-only"), "parameters")["decoder-only"].kept == (
+        201,
+        300,
+    )
+
+
 # --- the command
 
 SMALL = ["--model.d-model=16", "--model.num-heads=2", "--model.num-layers=1", "--model.num-encoder-layers=1"]

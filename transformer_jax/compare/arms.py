@@ -33,6 +33,8 @@ class Arm(NamedTuple):
         parameters: of the model.
         examples: that a step reads on average.
         flops: of a step, of full rows.
+        kept: how many pairs or conversations of the training and of the validation data fit its rows; None of text,
+            all of which does.
         watch: measures what it takes here.
     """
 
@@ -40,6 +42,7 @@ class Arm(NamedTuple):
     parameters: int
     examples: float
     flops: float
+    kept: tuple[int, int] | None
     watch: Watch
 
     @property
@@ -130,6 +133,7 @@ def arms_of(run: RunConfig, study: str, names: tuple[str, ...], match: str) -> d
         arm = own if model == own.run.model else _arm(dataclasses.replace(run, model=model))
         assert arm is not None
         found[name] = arm
+    _check_kept(found)
     measure([*found.values(), own] if match == "time" else [])
     cost = COSTS[match]
     budget = run.steps * cost(own)
@@ -143,6 +147,17 @@ def arms_of(run: RunConfig, study: str, names: tuple[str, ...], match: str) -> d
         settings = dataclasses.replace(arm.run, steps=steps, optimizer=optimizer, eval_every=every)
         found[name] = arm._replace(run=settings)
     return found
+
+
+def _check_kept(arms: dict[str, Arm]) -> None:
+    """Raises InputError where arms left out other examples, so that they would not learn from the same ones."""
+    if len({arm.kept for arm in arms.values()}) > 1:
+        kept = (f"{name} {arm.kept[0]:,} and {arm.kept[1]:,}" for name, arm in arms.items() if arm.kept)
+        raise InputError(
+            "compare: arms would learn from other examples, as rows of some have no room for those that are longer. Of "
+            f"training and validation data there would be left for {', for '.join(kept)}. Raise --model.max-length, or "
+            "take the longest out of the data."
+        )
 
 
 def measure(arms: Iterable[Arm]) -> None:
@@ -159,5 +174,8 @@ def _arm(run: RunConfig) -> Arm | None:
     model = data.config.model
     flops = sum(part.flops for part in measure_model(model, run.batch_size, room_of(model, run.data)))
     examples = len(data.train.members.ids) / len(data.train) * run.batch_size
-    settings = dataclasses.replace(run, model=model)
-    return Arm(settings, count(model), examples, BACKWARD * flops, Watch(data))
+    settings, kept = dataclasses.replace(run, model=model), None
+    if data.config.data.objective in ("sequence-to-sequence", "chat"):
+        assert isinstance(data.validation, PackedRows)
+        kept = len(data.train.members.ids), len(data.validation.members.ids)
+    return Arm(settings, count(model), examples, BACKWARD * flops, kept, Watch(data))

@@ -12,7 +12,7 @@ import jax
 import numpy as np
 
 from transformer_jax.data.corpora import Pairs
-from transformer_jax.data.load import Data, prompts_of
+from transformer_jax.data.load import Data, make_rows, prompts_of
 from transformer_jax.data.sources import load_all
 from transformer_jax.decoding import generate
 from transformer_jax.evaluate import check_kind, outputs_of
@@ -142,6 +142,7 @@ def result_of(folder: Path) -> dict[str, Any]:
     """The scores of a finished run, measured and written beside it."""
     run = load_run(folder)
     corpus = check_kind(run, load_all(run.config.data).validation[0])
+    corpus = make_rows("validation", corpus, run.config, run.tokenizer).text  # without what is too long
     names = ("step", "loss", "accuracy", "exact_match")
     records = [record for record in read_records(folder / "metrics.jsonl") if record.get("split") == "validation"]
     curve = [{name: record.get(name) for name in names} for record in records]
