@@ -22,6 +22,7 @@ from transformer_jax.cli import COMMANDS, run_command
 from transformer_jax.config import RunConfig
 from transformer_jax.config_file import flat
 from transformer_jax.data.corpora import Pairs
+from transformer_jax.data.load import make_rows
 from transformer_jax.errors import InputError
 from transformer_jax.evaluate import evaluate_run
 from transformer_jax.run import load_run
@@ -357,6 +358,18 @@ def test_what_is_left_out_of_a_score_is_told(mode):
     scores, outputs = evaluate_run(run, pairs)
     assert (scores["examples"], scores["left_out"], scores["decoded"], len(outputs)) == (1, 1, 1, 1)
     assert "left_out" not in evaluate_run(run, pairs.take(slice(1)))[0]
+
+
+@one_mode
+def test_pairs_are_scored_that_are_longer_than_rows_in_training(mode):
+    """In training the settings that are too small are named; what is scored may be as long as the model takes."""
+    run, day = load_run(finished(mode)), "2003-05-01"
+    wide, pairs = run.config, Pairs(["1.5.2003", "1.5.2003.."], [day, day], ["line 1", "line 2"])
+    narrow = dataclasses.replace(wide, data=dataclasses.replace(wide.data, source_length=10, target_length=11))
+    says = "11 [+] 11 tokens, .* room for 10 [+] 11" if mode == MODES[0] else "22 tokens, .* room for 21"
+    with pytest.raises(InputError, match=rf"{says}. Raise --data.source-length, --data.target-length or --model"):
+        make_rows("train", pairs, narrow, run.tokenizer)
+    assert evaluate_run(dataclasses.replace(run, config=narrow), pairs) == evaluate_run(run, pairs)
 
 
 @one_mode

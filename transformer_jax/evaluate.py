@@ -1,5 +1,6 @@
 """How good a model is: loss over every token of a corpus, and for pairs its greedy outputs against the targets."""
 
+import dataclasses
 import math
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
@@ -7,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from transformer_jax.config import LossConfig, RunConfig
-from transformer_jax.data.batches import in_order
+from transformer_jax.data.batches import Rows, in_order
 from transformer_jax.data.corpora import Pairs
 from transformer_jax.data.load import make_rows, prompts_of, template_of
 from transformer_jax.data.prepared import Prepared
@@ -100,10 +101,22 @@ def check_kind(run: Run, corpus: Source) -> Corpus:
     return corpus
 
 
-def left_out(corpus: Corpus, scored: Corpus) -> dict[str, int]:
-    """What scores say of the examples that are not in them: too long, where the run drops those, or of no use."""
+def rows_of(run: Run, corpus: Corpus) -> tuple[Rows, Corpus, dict[str, int]]:
+    """What is scored: packed rows, the text of what they hold, and what scores say of the examples that they do not:
+    `left_out` are those too long, where the run drops such, or of no use.
+
+    Pairs and conversations may be as long as the model takes, however long the rows of training were.
+
+    Raises:
+        InputError: an example is longer.
+    """
+    config = run.config
+    if corpus.kind != "text":
+        data = dataclasses.replace(config.data, source_length=None, target_length=None)
+        config = dataclasses.replace(config, data=data)
+    rows, scored, _ = make_rows("--data", corpus, config, run.tokenizer)
     count = len(corpus) - len(scored)
-    return {"left_out": count} if count else {}
+    return rows, scored, {"left_out": count} if count else {}
 
 
 def evaluate_run(
@@ -118,11 +131,9 @@ def evaluate_run(
     Raises:
         InputError: the corpus is not of the run's kind, or a pair is too long.
     """
-    corpus = check_kind(run, corpus)
     config, partitioner = run.config, Partitioner("jit", None)
-    rows, scored, _ = make_rows("--data", corpus, config, run.tokenizer)
-    scores: dict[str, Any] = {"step": run.step, "examples": len(scored)} | left_out(corpus, scored)
-    corpus = scored
+    rows, corpus, missing = rows_of(run, check_kind(run, corpus))
+    scores: dict[str, Any] = {"step": run.step, "examples": len(corpus)} | missing
     batch_size = min(batch_size, len(rows)) or config.batch_size
     scores |= make_evaluator(run.model, partitioner, batch_size)(run.params, in_order(rows, batch_size))
     if config.data.objective in ("causal", "sequence-to-sequence"):

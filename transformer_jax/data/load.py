@@ -72,20 +72,23 @@ def _flag(name: str) -> str:
 
 def _fitting(name: str, corpus: Pairs | Chats | Prepared, need: np.ndarray, run: RunConfig) -> tuple[np.ndarray, str]:
     """The numbers of the pairs or conversations that fit a row, and what to say about the others."""
-    too_long = np.flatnonzero((need > room_of(run.model, run.data)).any(-1))
+    room = room_of(run.model, run.data)
+    too_long = np.flatnonzero((need > room).any(-1))
     if not len(too_long):
         return np.arange(len(corpus)), ""
     first = int(too_long[0])
     whats = "pairs" if corpus.kind == "pairs" else "chats"
+    size, holds = (" + ".join(str(count) for count in each if count) for each in (need[first], room))
+    limit, flags = f"max_length={run.model.max_length}", "--model.max-length"
+    if run.data.source_length or run.data.target_length:
+        limit, flags = f"a row has room for {holds}", f"--data.source-length, --data.target-length or {flags}"
     what = (
         f"{_flag(name)}: {len(too_long):,} of {len(corpus):,} {whats} are longer than a row; the first is "
-        f"{corpus.place(first)} with {need[first].sum()} tokens, source and target, where max_length="
-        f"{run.model.max_length}"
+        f"{corpus.place(first)} with {size} tokens, source and target, where {limit}"
     )
     if run.data.too_long == "error":
-        advice = (
-            "" if name.startswith("--") else " Raise --model.max-length, or leave them out with --data.too-long drop."
-        )
+        of_run = not name.startswith("--")
+        advice = f" Raise {flags}, or leave them out with --data.too-long drop." if of_run else ""
         raise InputError(f"{what}.{advice}")
     keep = np.setdiff1d(np.arange(len(corpus)), too_long)
     if not len(keep):

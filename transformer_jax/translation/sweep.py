@@ -131,17 +131,14 @@ def command_sweep(arguments: list[str]) -> int:
     from rich.console import Console
 
     from transformer_jax.data.corpora import Pairs
-    from transformer_jax.data.load import make_rows
     from transformer_jax.data.sources import read
-    from transformer_jax.evaluate import check_kind, left_out
+    from transformer_jax.evaluate import check_kind, rows_of
     from transformer_jax.host import prepare
     from transformer_jax.run import load_run
 
     prepare()
     run = load_run(args.run, args.checkpoint)
-    corpus = check_kind(run, read(tuple(map(str, args.data))))
-    scored = make_rows("--data", corpus, run.config, run.tokenizer).text
-    missing, corpus = left_out(corpus, scored), scored
+    _, corpus, missing = rows_of(run, check_kind(run, read(tuple(map(str, args.data)))))
     if not isinstance(corpus, Pairs):
         raise InputError(f"--data holds {corpus.kind}; outputs are scored beside the targets of pairs.")
     pairs, console = corpus.take(slice(args.limit or len(corpus))), Console(stderr=True, highlight=False)
