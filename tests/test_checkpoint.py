@@ -2,6 +2,7 @@
 
 import errno
 import json
+import math
 import shutil
 from pathlib import Path
 
@@ -250,3 +251,13 @@ def test_scores_say_which_is_best(tmp_path):
         assert [checkpoints.is_best({"loss": loss}) for loss in (1.9, 2.0, 2.1)] == [True, False, False]
         assert not checkpoints.is_best({})
     assert json.loads((tmp_path / "5" / "facts.json").read_text())["scores"] == {"loss": 2.0}
+
+
+def test_a_loss_that_is_no_number_is_never_best(tmp_path):
+    """And those after it are still compared, as they come and when they are looked for."""
+    with Checkpoints(tmp_path, CheckpointConfig(keep=1)) as checkpoints:
+        checkpoints.open()
+        for step, loss in enumerate([math.nan, 3.0, 2.0, math.nan], 1):
+            assert checkpoints.is_best({"loss": loss}) is not math.isnan(loss)
+            checkpoints.save(step, state_of(step), PAPERS, {"data": {}, "scores": {"loss": loss}})
+    assert (steps_in(tmp_path), best_step(tmp_path, "loss")) == ([3, 4], 3)

@@ -17,6 +17,7 @@ import contextlib
 import errno
 import json
 import logging
+import math
 import re
 import shutil
 import sys
@@ -108,10 +109,15 @@ def facts_of(unit: Path) -> dict[str, Any]:
 def score_of(unit: Path, metric: str) -> float | None:
     """How good a checkpoint is by a validation metric, more is better; None where it was not evaluated."""
     try:
-        value = (facts_of(unit).get("scores") or {}).get(metric)
+        return _worth(facts_of(unit).get("scores") or {}, metric)
     except (OSError, ValueError):
         return None
-    return None if value is None else value if METRICS[metric] else -value
+
+
+def _worth(scores: Mapping[str, Any], metric: str) -> float | None:
+    """One of the scores so that more is better; None where there is none, or it is no number that compares."""
+    value = scores.get(metric)
+    return None if value is None or not math.isfinite(value) else value if METRICS[metric] else -value
 
 
 def best_step(folder: Path, metric: str) -> int | None:
@@ -314,13 +320,9 @@ class Checkpoints:
         name = next(name for name in names if not (self.folder / name).exists())
         self.unit(step).rename(self.folder / name)
 
-    def _score(self, scores: Mapping[str, Any]) -> float | None:
-        value = scores.get(self._config.best)
-        return None if value is None else value if METRICS[self._config.best] else -value
-
     def is_best(self, scores: Mapping[str, Any]) -> bool:
         """Whether validation scores are better than those of all that was saved."""
-        score = self._score(scores)
+        score = _worth(scores, self._config.best)
         return score is not None and (self._best is None or score > self._best)
 
     def save(self, step: int, state: TrainState, papers: Mapping[str, str], facts: Mapping[str, Any]) -> None:
@@ -348,7 +350,7 @@ class Checkpoints:
             self._failures.append((step, error))
             return
         if self.is_best(scores := facts.get("scores") or {}):
-            self._best = self._score(scores)
+            self._best = _worth(scores, self._config.best)
         self._saving = step, self._thread.submit(self._commit, work, self.unit(step))
 
     def refuse(self, step: int, reason: str) -> None:
