@@ -10,6 +10,7 @@ import jax
 import pytest
 
 from transformer_jax import host
+from transformer_jax.surroundings import surroundings
 
 TRAIN = Path(__file__).parent.parent / "train.py"
 NAME = "jax_compilation_cache_dir"
@@ -111,3 +112,11 @@ def test_a_run_with_kept_programs_has_the_same_bits(tmp_path):
     for path in kept:
         path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     assert _train(tmp_path / "third", cache) == digest
+
+
+def test_cores_are_counted_where_the_system_numbers_none(monkeypatch):
+    """As macOS: prepare, compare and what a figure depends on ask for them."""
+    assert host.cores() == sorted(os.sched_getaffinity(0))
+    monkeypatch.delattr(os, "sched_getaffinity")
+    assert host.cores() == list(range(os.cpu_count() or 1))
+    assert f", {os.cpu_count()} cores" in surroundings()["device"]

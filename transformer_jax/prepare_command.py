@@ -1,7 +1,6 @@
 """`transformer-jax prepare FOLDER --data FILE...`: tokens once, on the disk, for data that is larger than memory."""
 
 import dataclasses
-import os
 import time
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
@@ -9,6 +8,7 @@ from typing import Annotated, Any
 
 import tyro
 
+from transformer_jax import host
 from transformer_jax.config_checks import at_least, at_most
 from transformer_jax.errors import BusyError, InputError, StorageError
 from transformer_jax.flags import parse
@@ -89,7 +89,7 @@ def command_prepare(arguments: list[str]) -> int:
     folder, total = Path(args.folder), _bytes_of(args.data)
     bar = _Bar(total)
     wanted = Wanted(args.data, args.tokenizer, args.tokenizer_size, args.shard_tokens)
-    workers = args.workers or len(os.sched_getaffinity(0))
+    workers = args.workers or len(host.cores())
     try:
         _make(folder)
         with locked(folder) as holder, bar.bar:

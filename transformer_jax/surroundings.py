@@ -1,6 +1,5 @@
 """What a figure depends on, for runs, comparisons and benchmarks to say."""
 
-import os
 import platform
 import time
 from importlib.metadata import PackageNotFoundError, version
@@ -8,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import jax
+
+from transformer_jax import host
 
 ROOT = Path(__file__).parents[1]
 
@@ -36,7 +37,7 @@ def _processor() -> str:
         name = next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
     except (OSError, StopIteration):
         name = platform.processor() or "CPU"
-    return f"{name}, {len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()} cores"
+    return f"{name}, {len(host.cores())} cores"
 
 
 def surroundings(*packages: str) -> dict[str, Any]:

@@ -73,13 +73,6 @@ def outcome(task: Task, alone: bool = False) -> Outcome:
         return None
 
 
-def cores() -> list[int]:
-    """Those of the CPU that this process may use, by number where the system has numbers for them."""
-    if hasattr(os, "sched_getaffinity"):
-        return sorted(os.sched_getaffinity(0))
-    return list(range(os.cpu_count() or 1))
-
-
 def jobs_of(asked: int, runs: int, parallel: ParallelConfig, memory: int) -> int:
     """How many runs are trained at a time; `memory` is what one of them takes, in bytes.
 
@@ -92,7 +85,7 @@ def jobs_of(asked: int, runs: int, parallel: ParallelConfig, memory: int) -> int
     if asked or not shared:
         return asked or 1
     fit = int(ROOM * host.memory() / max(memory, 1)) if host.memory() else runs
-    return max(1, min(runs, len(cores()), fit))
+    return max(1, min(runs, len(host.cores()), fit))
 
 
 def _begin(mine: Sequence[int], deterministic: bool) -> None:
@@ -110,7 +103,7 @@ def outcomes(tasks: Sequence[Task], jobs: int, deterministic: bool) -> Iterator[
         for task in tasks:
             yield task, outcome(task, alone=True)
         return
-    own, waiting, free = cores(), list(tasks), list(range(jobs))
+    own, waiting, free = host.cores(), list(tasks), list(range(jobs))
     shares = [own[place::jobs] or own for place in range(jobs)]
     running: dict[Future[Outcome], tuple[Task, int]] = {}
     pools: dict[int, Executor] = {}
