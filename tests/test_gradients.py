@@ -6,7 +6,17 @@ import numpy as np
 import pytest
 
 from transformer_jax.config import LossConfig, ModelConfig
-from transformer_jax.model.gradients import gelu, masked_softmax, matmul, rows_of, sum_of_parts
+from transformer_jax.model.gradients import (
+    gelu,
+    layer_norm,
+    masked_softmax,
+    matmul,
+    picked,
+    rms_norm,
+    rows_of,
+    scaled,
+    sum_of_parts,
+)
 from transformer_jax.model.transformer import Head, Transformer
 from transformer_jax.objective import head_sums, make_loss, parts_of, token_sums
 from transformer_jax.tokens import Batch, Tokens
@@ -68,6 +78,39 @@ def test_gradients_of_rows_are_added_into_those_of_the_output_layer():
     jaxpr = str(jax.make_jaxpr(jax.grad(lambda params: make_loss(model)(params, batch, None)[0]))(params))
     assert "f32[4099,8] = scatter-add" in jaxpr
     assert "f32[4099,8] = broadcast_in_dim" not in jaxpr
+
+
+def plain_layer_norm(x, eps):
+    centred = x - jnp.mean(x, -1, keepdims=True)
+    return centred / jnp.sqrt(jnp.mean(centred**2, -1, keepdims=True) + eps)
+
+
+def plain_rms_norm(x, eps):
+    return x / jnp.sqrt(jnp.mean(x**2, -1, keepdims=True) + eps)
+
+
+@pytest.mark.parametrize(("norm", "plain"), [(layer_norm, plain_layer_norm), (rms_norm, plain_rms_norm)])
+@pytest.mark.parametrize("shape", [(5, 8), (2, 3, 8), (2, 3, 4, 8)])
+@pytest.mark.parametrize("eps", [1e-6, 0.3])
+def test_norms(norm, plain, shape, eps):
+    """Also where the eps is not small beside the variance."""
+    same(lambda x: norm(x, eps), lambda x: plain(x, eps), draw(*shape))
+
+
+@pytest.mark.parametrize("shape", [(5, 8), (2, 3, 4, 8)])
+def test_scale_and_bias(shape):
+    same(lambda x, s: scaled(x, s, None), lambda x, s: x * s, draw(*shape), draw(8))
+    same(scaled, lambda x, s, b: x * s + b, draw(*shape), draw(8), draw(8))
+    x, scale = jnp.asarray(draw(*shape), jnp.float32), jnp.ones(8, jnp.bfloat16)
+    assert [g.dtype for g in jax.vjp(lambda x, s: scaled(x, s, None), x, scale)[1](x)] == [x.dtype, scale.dtype]
+
+
+def test_a_picked_number():
+    """An index outside of the axis, as where devices share it, picks nothing and passes nothing on."""
+    index = np.array([[0, 6, 3], [-1, 7, -8]])
+    one_hot = (index[..., None] == np.arange(7)).astype(float)
+    assert one_hot.sum() == 3
+    same(lambda x: picked(x, index), lambda x: (x * one_hot).sum(-1), draw(2, 3, 7))
 
 
 def test_gelu():

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from transformer_jax.axes import axes_of, gathered, mesh_in_use, path_names, spec, split, varying
 from transformer_jax.config import LossConfig
 from transformer_jax.model.backends import soft_cap
-from transformer_jax.model.gradients import matmul, sum_of_parts
+from transformer_jax.model.gradients import matmul, picked, sum_of_parts
 from transformer_jax.model.transformer import Head, Transformer
 from transformer_jax.tokens import Batch
 
@@ -37,15 +37,14 @@ def _loss_and_hit(
     logits_V: Array, labels: Array, config: LossConfig, over: tuple[str, ...] = ()
 ) -> tuple[Array, Array]:
     """The loss of each token, and whether the model ranks its label first, each [...]."""
-    columns = jnp.arange(logits_V.shape[-1])
     if over:
-        columns += jax.lax.axis_index(over) * len(columns)
+        labels = labels - jax.lax.axis_index(over) * logits_V.shape[-1]
     # the largest logit rather than argmax, which XLA does not vectorise on CPU; a tie counts as correct
     top = jax.lax.stop_gradient(logits_V).max(-1)
     top = jax.lax.pmax(top, over) if over else top
     safe = jnp.where(jnp.isfinite(top), top, 0)  # a stray infinity must not turn into a NaN of the difference
     log_z = jnp.log(_added(jnp.exp(logits_V - safe[..., None]).sum(-1), over)) + safe
-    label = _added(jnp.where(columns == labels[..., None], logits_V, 0).sum(-1), over)
+    label = _added(picked(logits_V, labels), over)
     loss = log_z - label
     if config.label_smoothing:
         even = log_z - _added(jnp.sum(logits_V, -1), over) / (logits_V.shape[-1] * _devices(over))

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import optax
 from flax import struct
 
+from transformer_jax.model.gradients import whole
 from transformer_jax.objective import Loss
 from transformer_jax.optimizer import global_norm
 from transformer_jax.tokens import Batch
@@ -199,8 +200,9 @@ def train_step(
         `dropped` (the share of choices that found no place), means over tokens and layers.
     """
 
-    def whole(params: Any, batch: Batch, key: Array | None) -> tuple[Array, Metrics]:
+    def joined(params: Any, batch: Batch, key: Array | None) -> tuple[Array, Metrics]:
         return loss(join(params, state.frozen), batch, key)
 
-    grads, sums = reduce(gradient_sums(whole, state.params, batch, step_key(state, part), accumulate))
+    grads, sums = reduce(gradient_sums(joined, state.params, batch, step_key(state, part), accumulate))
+    grads = jax.tree.map(lambda g: whole(g)[0], grads)  # made once for the norm and the update
     return apply_gradients(state, grads, sums, optimizer=optimizer, ema_decay=ema_decay, spike_factor=spike_factor)

@@ -71,6 +71,88 @@ def _rows_of_backward(ids: Array, d: tuple[Array, Array]) -> tuple[Array, None]:
 rows_of.defvjp(lambda table, ids: ((table[ids], table), ids), _rows_of_backward)
 
 
+@jax.custom_vjp
+def picked(x: Array, index: Array) -> Array:
+    """x[..., index], and 0 where that is outside of the last axis.
+
+    A sum over what is not masked would be as quick only where XLA makes all numbers and their sum at once.
+    """
+    last = x.shape[-1]
+    found = jnp.take_along_axis(x, jnp.clip(index, 0, last - 1)[..., None], -1)[..., 0]
+    return jnp.where((index >= 0) & (index < last), found, 0)
+
+
+def _picked_backward(saved: tuple[Array, Array], d: Array) -> tuple[Array, None]:
+    columns, index = saved
+    return jnp.where(columns == index[..., None], d[..., None], 0), None
+
+
+picked.defvjp(lambda x, index: (picked(x, index), (jnp.arange(x.shape[-1]), index)), _picked_backward)
+
+
+def sum_of_products(x: Array, y: Array, axis: int = -1) -> Array:
+    """The sum of x * y over the last axis, or with 0 over all axes but the last.
+
+    On CPU it is written as a product of vectors; as a sum XLA may find one in it, and take one that is slow.
+    """
+    if jax.default_backend() == "cpu":
+        rows = "abcdefgh"[: x.ndim - 1]
+        return jnp.einsum(f"{rows}z,{rows}z->{rows if axis else 'z'}", x, y)
+    return jnp.sum(x * y, -1 if axis else tuple(range(x.ndim - 1)))
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
+def rms_norm(x: Array, eps: float) -> Array:
+    """Unit root mean square over the last axis (Zhang and Sennrich 2019, equation 4), without scale."""
+    return _rms_norm_forward(x, eps)[0]
+
+
+def _rms_norm_forward(x: Array, eps: float) -> tuple[Array, tuple[Array, Array]]:
+    inverse = jax.lax.rsqrt(sum_of_products(x, x)[..., None] / x.shape[-1] + eps)
+    return x * inverse, (x * inverse, inverse)
+
+
+def _rms_norm_backward(eps: float, saved: tuple[Array, Array], dy: Array) -> tuple[Array]:
+    y, inverse = saved
+    return ((dy - y * (sum_of_products(dy, y)[..., None] / y.shape[-1])) * inverse,)
+
+
+rms_norm.defvjp(_rms_norm_forward, _rms_norm_backward)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
+def layer_norm(x: Array, eps: float) -> Array:
+    """Zero mean and unit variance over the last axis (Ba et al. 2016, equation 4), without scale and bias."""
+    return _layer_norm_forward(x, eps)[0]
+
+
+def _layer_norm_forward(x: Array, eps: float) -> tuple[Array, tuple[Array, Array]]:
+    return _rms_norm_forward(x - jnp.mean(x, -1, keepdims=True), eps)
+
+
+def _layer_norm_backward(eps: float, saved: tuple[Array, Array], dy: Array) -> tuple[Array]:
+    return _rms_norm_backward(eps, saved, dy - jnp.mean(dy, -1, keepdims=True))
+
+
+layer_norm.defvjp(_layer_norm_forward, _layer_norm_backward)
+
+
+@jax.custom_vjp
+def scaled(x: Array, scale: Array, bias: Array | None) -> Array:
+    """x times a scale, with a bias added where there is one, both along the last axis."""
+    return x * scale if bias is None else x * scale + bias
+
+
+def _scaled_backward(saved: Any, dy: Array) -> tuple[Array, Array, Array | None]:
+    x, scale, bias = saved
+    dscale = sum_of_products(dy, x, 0).astype(scale.dtype)
+    dbias = None if bias is None else jnp.sum(dy, tuple(range(dy.ndim - 1))).astype(bias.dtype)
+    return dy * scale, dscale, dbias
+
+
+scaled.defvjp(lambda x, scale, bias: (scaled(x, scale, bias), (x, scale, bias)), _scaled_backward)
+
+
 def _normal_distribution(x: Array) -> Array:
     """Written with erf: `jax.nn.gelu(approximate=False)` goes through erfc, several times slower on CPU."""
     return 0.5 * (1.0 + jax.lax.erf(x * 0.5**0.5))
@@ -104,7 +186,7 @@ def masked_softmax(logits: Array, mask: Array) -> Array:
 
 
 def _masked_softmax_backward(p: Array, dp: Array) -> tuple[Array, None]:
-    return p * (dp - (p * dp).sum(-1, keepdims=True)), None
+    return p * (dp - sum_of_products(p, dp)[..., None]), None
 
 
 masked_softmax.defvjp(lambda logits, mask: (masked_softmax(logits, mask),) * 2, _masked_softmax_backward)

@@ -12,7 +12,7 @@ from flax import linen as nn
 from transformer_jax.axes import axes_of, constrain, gathered, mesh_in_use, sizes, spec, split, varying
 from transformer_jax.config import ModelConfig
 from transformer_jax.model.float8 import matmul8
-from transformer_jax.model.gradients import gelu, matmul, rows_of
+from transformer_jax.model.gradients import gelu, layer_norm, matmul, rms_norm, rows_of, scaled
 from transformer_jax.model.int8 import Packed
 
 Array = jax.Array
@@ -266,19 +266,8 @@ def project(x: Array, *maps: Einsum) -> list[Array]:
     return [each.finished(y) for each, y in zip(maps, results, strict=True)]
 
 
-def layer_norm(x: Array, eps: float) -> Array:
-    """Zero mean and unit variance over the last axis (Ba et al. 2016, equation 4), without scale and bias."""
-    centred = x - jnp.mean(x, -1, keepdims=True)
-    return centred * jax.lax.rsqrt(jnp.mean(jnp.square(centred), -1, keepdims=True) + eps)
-
-
-def rms_norm(x: Array, eps: float) -> Array:
-    """Unit root mean square over the last axis (Zhang and Sennrich 2019, equation 4), without scale."""
-    return x * jax.lax.rsqrt(jnp.mean(jnp.square(x), -1, keepdims=True) + eps)
-
-
 # name: (function, whether it can have a bias, what is added to the learned scale)
-NORMS: dict[str, tuple[Callable[[Array, float], Array], bool, int]] = {
+NORMS: dict[str, tuple[Callable[[Array, float], Any], bool, int]] = {
     "layernorm": (layer_norm, True, 0),
     "rmsnorm": (rms_norm, False, 0),
     "rmsnorm1p": (rms_norm, False, 1),
@@ -295,11 +284,11 @@ class Norm(nn.Module):
     def __call__(self, x: Array) -> Array:
         function, biased, added = NORMS[self.config.norm]
         width, param_dtype = (x.shape[-1],), jnp.dtype(self.config.param_dtype)
-        y = function(at_least_float32(x), self.config.norm_eps)
-        y *= self.param(f"scale_{self.axis}", nn.initializers.constant(1 - added), width, param_dtype) + added
+        y, bias = function(at_least_float32(x), self.config.norm_eps), None
+        scale = self.param(f"scale_{self.axis}", nn.initializers.constant(1 - added), width, param_dtype) + added
         if biased and self.config.use_bias:
-            y += self.param(f"bias_{self.axis}", nn.initializers.zeros, width, param_dtype)
-        return y.astype(x.dtype)
+            bias = self.param(f"bias_{self.axis}", nn.initializers.zeros, width, param_dtype)
+        return scaled(y, scale, bias).astype(x.dtype)
 
 
 TIED = "BTD,VD->BTV"  # the output layer that is the embedding's table
