@@ -49,6 +49,9 @@ def same(function, plain, *args):
     [
         ("BTD,DHK->BTHK", (2, 3, 4), (4, 5, 6)),
         ("BTHK,HKD->BTD", (2, 3, 4, 5), (4, 5, 6)),
+        ("BTF,FD->BTD", (2, 3, 9), (9, 4)),
+        ("BTF,FD->BTD", (2, 3, 4), (4, 9)),
+        ("BTD,VD->BTV", (2, 3, 4), (3, 4)),
         ("BTD,VD->BTV", (2, 3, 4), (7, 4)),
         ("BECD,EDF->BECF", (2, 3, 4, 5), (3, 5, 6)),
     ],

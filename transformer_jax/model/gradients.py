@@ -43,10 +43,19 @@ def _matmul_backward(einsum: str, dtype: Any, saved: tuple[Array, Array], dy: Ar
 
 
 def weight_gradient(einsum: str, x: Array, w: Array, dy: Array) -> Array:
-    """The gradient of the weight of `matmul`, from that of its result."""
+    """The gradient of the weight of `matmul`, from that of its result.
+
+    For a sum over several axes XLA's CPU backend transposes the first operand, for one over a single axis it does not;
+    where the second is the smaller one, making all axes one pays.
+    """
     inputs, y_axes = einsum.split("->")
     x_axes, w_axes = inputs.split(",")
     first, second = ((x_axes, x), (y_axes, dy)) if w_axes[0] in x_axes else ((y_axes, dy), (x_axes, x))
+    rows = "".join(letter for letter in x_axes if letter in y_axes and letter not in w_axes)
+    pays = jax.default_backend() == "cpu" and len(rows) > 1 and first[1].size > second[1].size
+    if pays and x_axes.startswith(rows) and y_axes.startswith(rows):
+        cut = len(rows)
+        first, second = ((f"n{axes[cut:]}", a.reshape(-1, *a.shape[cut:])) for axes, a in (first, second))
     return jnp.einsum(f"{first[0]},{second[0]}->{w_axes}", first[1], second[1], preferred_element_type=w.dtype)
 
 
