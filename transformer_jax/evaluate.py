@@ -101,7 +101,7 @@ def check_kind(run: Run, corpus: Source) -> Corpus:
     return corpus
 
 
-def rows_of(run: Run, corpus: Corpus) -> tuple[Rows, Corpus, dict[str, int]]:
+def to_score(run: Run, corpus: Corpus) -> tuple[Rows, Corpus, dict[str, int]]:
     """What is scored: packed rows, the text of what they hold, and what scores say of the examples that they do not:
     `left_out` are those too long, where the run drops such, or of no use.
 
@@ -132,7 +132,7 @@ def evaluate_run(
         InputError: the corpus is not of the run's kind, or a pair is too long.
     """
     config, partitioner = run.config, Partitioner("jit", None)
-    rows, corpus, missing = rows_of(run, check_kind(run, corpus))
+    rows, corpus, missing = to_score(run, check_kind(run, corpus))
     scores: dict[str, Any] = {"step": run.step, "examples": len(corpus)} | missing
     batch_size = min(batch_size, len(rows)) or config.batch_size
     scores |= make_evaluator(run.model, partitioner, batch_size)(run.params, in_order(rows, batch_size))

@@ -128,6 +128,7 @@ def apply_gradients(
 ) -> tuple[TrainState, Metrics]:
     """The second half of `train_step`: the gradient and the other sums over a whole batch -> (state, metrics)."""
     tokens = jnp.maximum(sums["tokens"], 1)
+    grads = jax.tree.map(lambda g: whole(g)[0], grads)  # made once for the norm and the update
     norm = global_norm(grads) / tokens
     finite = jnp.isfinite(sums["loss"]) & jnp.isfinite(norm)
     norms, good = state.norms, finite
@@ -204,5 +205,4 @@ def train_step(
         return loss(join(params, state.frozen), batch, key)
 
     grads, sums = reduce(gradient_sums(joined, state.params, batch, step_key(state, part), accumulate))
-    grads = jax.tree.map(lambda g: whole(g)[0], grads)  # made once for the norm and the update
     return apply_gradients(state, grads, sums, optimizer=optimizer, ema_decay=ema_decay, spike_factor=spike_factor)

@@ -132,13 +132,13 @@ def command_sweep(arguments: list[str]) -> int:
 
     from transformer_jax.data.corpora import Pairs
     from transformer_jax.data.sources import read
-    from transformer_jax.evaluate import check_kind, rows_of
+    from transformer_jax.evaluate import check_kind, to_score
     from transformer_jax.host import prepare
     from transformer_jax.run import load_run
 
     prepare()
     run = load_run(args.run, args.checkpoint)
-    _, corpus, missing = rows_of(run, check_kind(run, read(tuple(map(str, args.data)))))
+    _, corpus, missing = to_score(run, check_kind(run, read(tuple(map(str, args.data)))))
     if not isinstance(corpus, Pairs):
         raise InputError(f"--data holds {corpus.kind}; outputs are scored beside the targets of pairs.")
     pairs, console = corpus.take(slice(args.limit or len(corpus))), Console(stderr=True, highlight=False)
