@@ -63,22 +63,23 @@ def about(name: str, published: Published) -> str:
         f"{name}: {published.metric} {published.value:g} ({published.source}); {published.wanted} counts as reached.",
         published.means,
         f"Recipe {published.recipe}; {published.takes}.",
+        _measured(published),
+        f"Data: {published.data}.",
+        f"Command: {command_of(name, published)}",
     ]
-    lines.append(f"{_measured(published)}.")
-    lines += [f"Data: {published.data}.", f"Command: {command_of(name, published)}"]
     return "\n".join(lines)
 
 
 def _measured(published: Published) -> str:
     """What the whole of it gave, one run a seed: their mean is what reaches it or not."""
     if not published.measured:
-        return "The whole of it was not run for this project"
+        return "The whole of it was not run for this project."
     gave = " and ".join(f"{each:g}" for each in published.measured)
     if len(published.measured) > 1:
         seeds = " and ".join(map(str, range(len(published.measured))))
         gave += f" with the seeds {seeds}, {round(fmean(published.measured), 4):g} on average"
     short = "" if published.reached(fmean(published.measured)) else ", which does not reach it"
-    return f"Run for this project, the whole of it gave {gave}{short}"
+    return f"Run for this project, the whole of it gave {gave}{short}."
 
 
 def verdict(published: Published, found: dict[str, Any]) -> str:
