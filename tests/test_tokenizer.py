@@ -117,6 +117,16 @@ def test_a_word_is_a_token():
     assert WORDS.decode(ids) == "the, the  cat\n\n\tthe"
 
 
+def test_bpe_of_words_ends_at_spaces_alone():
+    """A frequent word is one token whatever its letters are, the first of a text like the others; a new letter is none."""
+    texts = ["ein t-shirt , ein t-shirt .", "t-shirt ein"] * 9
+    tokenizer = make_tokenizer("bpe-words", 60, lambda: texts)
+    first, second = (tokenizer.tokens(ids) for ids in tokenizer.encode(texts[:2]))
+    assert first == ["▁ein", "▁t-shirt", "▁,", "▁ein", "▁t-shirt", "▁."]
+    assert second == ["▁t-shirt", "▁ein"]
+    assert tokenizer.tokens(encode(tokenizer, "eins Ж"))[-2:] == ["▁", "<unk>"]
+
+
 def test_the_most_frequent_words_are_kept():
     texts = ["a b a c a b d", "a b", "a d"] * 3
     small = make_tokenizer("word", len(SPECIAL) + 3, lambda: texts)
@@ -181,7 +191,7 @@ def test_sentinels_stand_for_themselves_when_asked(kind):
     ids = tokenizer.encode_with_sentinels("the cat<extra_id_1> sat<extra_id_0><extra_id_7>")
     assert [token for token in ids if token in tokenizer.sentinel_ids] == [tokenizer.sentinel_ids[i] for i in (1, 0)]
     assert ids.dtype == np.int32
-    if kind != "unigram":  # it puts a space before each part, and knows no 7
+    if kind not in ("unigram", "bpe-words"):  # they put a space before each part, and may know no 7
         assert tokenizer.decode(tokenizer.encode_with_sentinels("the cat<extra_id_1> sat<extra_id_0>")) == (
             "the cat<extra_id_1> sat<extra_id_0>"
         )
@@ -195,7 +205,7 @@ def test_size_covers_all_ids(kind):
     used = np.concatenate([*tokenizer.encode([*TEXTS, SPELLED]), tokenizer.sentinel_ids])
     assert used.min() >= 0
     assert used.max() < tokenizer.size
-    if kind in ("bpe", "unigram", "word"):
+    if kind in ("bpe", "bpe-words", "unigram", "word"):
         assert tokenizer.size <= 300 + 3
 
 
@@ -222,7 +232,7 @@ def test_a_saved_tokenizer_saves_as_the_same_text(kind, tmp_path):
 
 
 # not unigram: the library orders pieces of equal score by chance, so a run keeps the tokenizer that it was trained with
-@pytest.mark.parametrize("kind", ["bpe", "word", "char", "bytes"])
+@pytest.mark.parametrize("kind", ["bpe", "bpe-words", "word", "char", "bytes"])
 def test_training_again_gives_the_same_tokenizer(kind):
     assert make_tokenizer(kind, 300, lambda: TEXTS, sentinels(3)).to_json() == MADE[kind].to_json()
 
@@ -247,7 +257,7 @@ def test_published_names_play_their_roles(tmp_path):
 
 
 def test_an_unknown_kind_gets_the_nearest():
-    with pytest.raises(InputError, match=r"data.tokenizer='unigramm' .*bpe, unigram, word, char, bytes.*'unigram'"):
+    with pytest.raises(InputError, match=r"data.tokenizer='unigramm' .*bpe, bpe-words, unigram, word, char, bytes.*'unigram'"):
         make_tokenizer("unigramm", 100, lambda: TEXTS)
 
 

@@ -38,7 +38,7 @@ ObjectiveName = Literal[
     "masked-lm",
     "chat",
 ]
-TokenizerName = Literal["bpe", "unigram", "word", "char", "bytes"]
+TokenizerName = Literal["bpe", "bpe-words", "unigram", "word", "char", "bytes"]
 BestName = Literal["none", "loss", "accuracy", "exact_match"]
 StrategyName = Literal["jit", "pmap", "mesh"]
 WriterName = Literal["tensorboard", "wandb", "mlflow", "aim"]
@@ -104,13 +104,14 @@ class DataConfig:
     """Data that comes with the package or the machine, read when no path is given: dates in many locales (pairs), or
     the Python standard library (plain text)."""
     tokenizer: str = "bpe"
-    """bpe, unigram, word, char or bytes: trained on the training data. Or the path of a tokenizer.json. word: a token a
-    word, of the most frequent ones, and the others are <unk>."""
+    """bpe, bpe-words, unigram, word, char or bytes: trained on the training data. Or the path of a tokenizer.json.
+    bpe-words: merges of the letters of what stands between spaces, as by subword-nmt, for text that is in tokens already.
+    word: a token a word, of the most frequent ones, and the others are <unk>."""
     source_tokenizer: str = ""
     """The same for the sources of pairs, where they have a vocabulary of their own and the encoder an embedding table.
     Nothing given: one vocabulary for both."""
     tokenizer_size: int = 8000
-    """Entries of a trained bpe, unigram or word tokenizer, special tokens included."""
+    """Entries of a trained bpe, bpe-words, unigram or word tokenizer, special tokens included."""
     bpe_dropout: float = 0.0
     """Chance of a merge to be passed over, each time it could be made, in the training pairs' texts; for tokenizers
     with merges (Provilkov et al. 2020). 0 is none; the paper takes 0.1."""

@@ -343,16 +343,34 @@ def _bpe(texts: Iterable[str], size: int) -> "tk.Tokenizer":
     return inner
 
 
-def _unigram(texts: Iterable[str], size: int) -> "tk.Tokenizer":
-    """Unigram language model (Kudo 2018)."""
+def _between_spaces(inner: "tk.Tokenizer") -> "tk.Tokenizer":
+    """Words are what stands between spaces, each with the one in front, as in SentencePiece."""
     import tokenizers as tk
 
-    inner = tk.Tokenizer(tk.models.Unigram())
     # a text that spells a special token is cut behind its "<", else the name could become a piece of the model
     names = "|".join(name.strip("<>") for name in (*SPECIAL, r"extra_id_\d+"))
     spelled = tk.pre_tokenizers.Split(tk.Regex(f"<(?=({names})>)"), "isolated")
     inner.pre_tokenizer = tk.pre_tokenizers.Sequence([spelled, tk.pre_tokenizers.Metaspace(prepend_scheme="first")])
     inner.decoder = tk.decoders.Metaspace(prepend_scheme="first")
+    return inner
+
+
+def _bpe_words(texts: Iterable[str], size: int) -> "tk.Tokenizer":
+    """Byte-pair encoding of characters, within what stands between spaces (Sennrich et al. 2016, subword-nmt)."""
+    import tokenizers as tk
+
+    inner = _between_spaces(tk.Tokenizer(tk.models.BPE(unk_token="<unk>")))
+    inner.train_from_iterator(
+        texts, tk.trainers.BpeTrainer(vocab_size=size, special_tokens=SPECIAL, show_progress=False)
+    )
+    return inner
+
+
+def _unigram(texts: Iterable[str], size: int) -> "tk.Tokenizer":
+    """Unigram language model (Kudo 2018)."""
+    import tokenizers as tk
+
+    inner = _between_spaces(tk.Tokenizer(tk.models.Unigram()))
     # the other special tokens are added after: a piece of the model could come from text
     trainer = tk.trainers.UnigramTrainer(
         vocab_size=size - len(SPECIAL) + 1, special_tokens=["<unk>"], unk_token="<unk>", show_progress=False
@@ -406,6 +424,7 @@ def _bytes(texts: Iterable[str], size: int) -> "tk.Tokenizer":
 
 TRAINERS: dict[str, Callable[[Iterable[str], int], "tk.Tokenizer"]] = {
     "bpe": _bpe,
+    "bpe-words": _bpe_words,
     "unigram": _unigram,
     "word": _word,
     "char": _char,

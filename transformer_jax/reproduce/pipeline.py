@@ -75,7 +75,7 @@ def _tokens(paths: tuple[Path, Path], folder: Path, languages: tuple[str, ...]) 
     made = []
     for path, language in zip(paths, languages, strict=True):
         target = folder / path.name.removesuffix(".gz").removesuffix(".zst")
-        convert(path, target, tokenizing(language, lowercase=True))
+        convert(path, target, tokenizing(language, normalize=True, lowercase=True))
         made.append(target)
     return tuple(made)
 
