@@ -43,6 +43,7 @@ def published(**options):
 
 TOKENIZERS = {
     "ours": TOKENIZER,
+    "ours, of words": make_tokenizer("bpe-words", 400, lambda: TEXTS),
     "plain": published(),
     "unknown": published(unk_token="<unk>"),
     "fused": published(unk_token="<unk>", fuse_unk=True),

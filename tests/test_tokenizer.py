@@ -118,7 +118,7 @@ def test_a_word_is_a_token():
 
 
 def test_bpe_of_words_ends_at_spaces_alone():
-    """A frequent word is one token whatever its letters are, the first of a text like the others; a new letter is none."""
+    """A frequent word is one token whatever its letters are, the first of a text too; a new letter is none."""
     texts = ["ein t-shirt , ein t-shirt .", "t-shirt ein"] * 9
     tokenizer = make_tokenizer("bpe-words", 60, lambda: texts)
     first, second = (tokenizer.tokens(ids) for ids in tokenizer.encode(texts[:2]))
@@ -257,7 +257,7 @@ def test_published_names_play_their_roles(tmp_path):
 
 
 def test_an_unknown_kind_gets_the_nearest():
-    with pytest.raises(InputError, match=r"data.tokenizer='unigramm' .*bpe, bpe-words, unigram, word, char, bytes.*'unigram'"):
+    with pytest.raises(InputError, match=r"data.tokenizer='unigramm' .*bpe, bpe-words, unigram, .*bytes.*'unigram'"):
         make_tokenizer("unigramm", 100, lambda: TEXTS)
 
 
@@ -295,6 +295,14 @@ def test_bpe_needs_all_bytes(size):
     with pytest.raises(InputError, match=f"data.tokenizer_size={size} is too small for bpe: 261"):
         make_tokenizer("bpe", size, lambda: TEXTS)
     assert make_tokenizer("bpe", 261, lambda: TEXTS).size == 261
+
+
+def test_bpe_of_words_needs_its_letters():
+    letters = len({*"".join(TEXTS)} - {" "}) + 1  # and the sign of a space
+    size = len(SPECIAL) + letters
+    with pytest.raises(InputError, match=f"data.tokenizer_size={size - 1} is too small for bpe-words: {size} are"):
+        make_tokenizer("bpe-words", size - 1, lambda: TEXTS)
+    assert make_tokenizer("bpe-words", size, lambda: TEXTS).size == size
 
 
 def test_unigram_needs_its_letters():

@@ -105,8 +105,8 @@ class DataConfig:
     the Python standard library (plain text)."""
     tokenizer: str = "bpe"
     """bpe, bpe-words, unigram, word, char or bytes: trained on the training data. Or the path of a tokenizer.json.
-    bpe-words: merges of the letters of what stands between spaces, as by subword-nmt, for text that is in tokens already.
-    word: a token a word, of the most frequent ones, and the others are <unk>."""
+    bpe-words: merges of letters within what stands between spaces, as by subword-nmt, for text that is in tokens
+    already. word: a token a word, of the most frequent ones, and the others are <unk>."""
     source_tokenizer: str = ""
     """The same for the sources of pairs, where they have a vocabulary of their own and the encoder an embedding table.
     Nothing given: one vocabulary for both."""

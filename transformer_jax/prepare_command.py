@@ -21,10 +21,10 @@ class PrepareArguments:
     data: tuple[str, ...]
     """One path, or two parallel files, as --data.train takes them; no conversations."""
     tokenizer: str = "bpe"
-    """bpe, unigram, word, char or bytes: trained on the data, where it is large on 64 MB spread over it. Or the path of
-    a tokenizer.json or of a SentencePiece model."""
+    """bpe, bpe-words, unigram, word, char or bytes: trained on the data, where it is large on 64 MB spread over it. Or
+    the path of a tokenizer.json or of a SentencePiece model."""
     tokenizer_size: int = 8000
-    """Entries of a trained bpe, unigram or word tokenizer, special tokens included."""
+    """Entries of a trained bpe, bpe-words, unigram or word tokenizer, special tokens included."""
     workers: int = 0
     """Processes that encode; 0 is one for each core. What is written is the same for any number."""
     shard_tokens: int = 2**25

@@ -175,10 +175,10 @@ def multi30k_tiny() -> RunConfig:
     """`python train.py multi30k-tiny --data.train train.en.gz train.de.gz --data.validation val.en.gz val.de.gz`.
 
     Transformer-Tiny of Wu et al. 2021 (Good for Misconceived Reasons, table 2): post-norm, 4 + 4 layers, d_model 128,
-    d_ff 256, weights that start as fairseq's, 8,000 updates, inverse square root from 0.005 after 2,000 steps. An update
-    sees about 7,100 tokens of each side, with next to no padding: theirs, of two batches of at most 4,096 with padding,
-    saw 6,900. A checkpoint each epoch, of 61 updates, of which 10 are averaged; beside them stay the last that was
-    evaluated and the run's last. `transformer-jax reproduce multi30k-tiny` does the rest.
+    d_ff 256, weights that start as fairseq's, 8,000 updates, inverse square root from 0.005 after 2,000 steps. An
+    update sees about 7,100 tokens of each side, with next to no padding: theirs, of two batches of at most 4,096 with
+    padding, saw 6,900. A checkpoint each epoch, of 61 updates, of which 10 are averaged; beside them stay the last that
+    was evaluated and the run's last. `transformer-jax reproduce multi30k-tiny` does the rest.
     """
     return RunConfig(
         recipe="multi30k-tiny",

@@ -363,6 +363,10 @@ def _bpe_words(texts: Iterable[str], size: int) -> "tk.Tokenizer":
     inner.train_from_iterator(
         texts, tk.trainers.BpeTrainer(vocab_size=size, special_tokens=SPECIAL, show_progress=False)
     )
+    if (least := inner.get_vocab_size()) > size:
+        raise InputError(
+            f"data.tokenizer_size={size} is too small for bpe-words: {least} are the data's letters and special tokens."
+        )
     return inner
 
 
