@@ -123,7 +123,7 @@ def compiled_from(
         start = time.perf_counter()
         lowered = jax.jit(function, donate_argnums=0 if donate else ()).lower(*args)
         middle = time.perf_counter()
-        program = lowered.compile(compiler_options(*args))
+        program = lowered.compile(compiler_options())
         end = time.perf_counter()
         return program, middle - start, end - middle, len(lowered.as_text())
 

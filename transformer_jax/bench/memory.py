@@ -1,4 +1,4 @@
-"""`transformer-jax bench memory`: what a step needs besides its state, by how the loss is made and what is kept.
+"""`transformer-jax bench memory`: what gradients and a step need, by how the loss is made and what is kept.
 
 No step is run: the figures are XLA's own plan of the compiled program, which is what it allocates.
 """
@@ -24,8 +24,9 @@ from transformer_jax.tokens import Batch
 
 GPT2 = find_recipe("gpt2-124m").model.replace(dtype="float32", max_length=1024)
 CASES = {
-    "gpt2-124m": Subject(GPT2.replace(scan_layers=True, remat="full"), 4, 1024),
-    "gpt2-124m, bfloat16": Subject(GPT2.replace(scan_layers=True, remat="full", dtype="bfloat16"), 4, 1024),
+    "gpt2-124m": Subject(GPT2, 4, 1024),
+    "gpt2-124m, recomputed": Subject(GPT2.replace(remat="full"), 4, 1024),
+    "gpt2-124m, recomputed, bfloat16": Subject(GPT2.replace(remat="full", dtype="bfloat16"), 4, 1024),
 }
 
 
@@ -48,17 +49,24 @@ PARTS, WHOLE, PLAIN = "logits in parts", "all logits at once", "all logits, by a
 WAYS = {PLAIN: None, WHOLE: LossConfig(logits_mib=0), PARTS: LossConfig()}
 
 
+def _temporary(lowered: Any) -> int:
+    return lowered.compile(compiler_options()).memory_analysis().temp_size_in_bytes
+
+
 def measure(subject: Subject, say: Callable[[str], None]) -> dict[str, Any]:
-    """All ways of a case, each in that of XLA's orders which keeps less: neither is the better one for all of them."""
+    """All ways of a case: the gradient function by itself, whose result is no temporary, and the step with AdamW."""
     state, batch, ways = jax.eval_shape(subject.first, jax.random.key(0)), subject.draw(), {}
+    params = part_bytes(state.params)
     for name, config in WAYS.items():
         say(name)
         loss = plain_loss(subject) if config is None else subject.parts(config)[0]
         step = functools.partial(train_step, loss=loss, optimizer=make_optimizer(ADAMW, 1000))
-        lowered = jax.jit(step, donate_argnums=0).lower(state, batch)
-        plans: Any = [lowered.compile(options).memory_analysis() for options in (None, compiler_options(state, batch))]
-        least = min(plan.temp_size_in_bytes for plan in plans)
-        ways[name] = {"state_bytes": part_bytes(state), "temp_bytes": least}
+        gradients = _temporary(jax.jit(jax.grad(loss, has_aux=True)).lower(state.params, batch, None))
+        ways[name] = {
+            "gradients_in_all_bytes": 2 * params + gradients,
+            "state_bytes": part_bytes(state),
+            "temp_bytes": _temporary(jax.jit(step, donate_argnums=0).lower(state, batch)),
+        }
     return {"batch": subject.batch, "length": subject.length, "ways": ways}
 
 
@@ -70,7 +78,7 @@ def run(cases: list[str], repeats: int, say: Callable[[str], None]) -> dict[str,
     return result
 
 
-COLUMNS = ("case", "loss", "state", "temporary", "temporary / by autodiff", "in all / by autodiff")
+COLUMNS = ("case", "loss", "gradients", "/ by autodiff", "state", "temporary", "/ by autodiff", "step / by autodiff")
 
 
 def rows(result: dict[str, Any]) -> list[tuple[str, ...]]:
@@ -79,10 +87,11 @@ def rows(result: dict[str, Any]) -> list[tuple[str, ...]]:
     for name, case in result["cases"].items():
         base = case["ways"][PLAIN]
         for way, row in case["ways"].items():
-            sizes = [f"{row[kind] / 1e6:,.0f} MB" for kind in ("state_bytes", "temp_bytes")]
-            share = row["temp_bytes"] / base["temp_bytes"]
-            whole = (row["state_bytes"] + row["temp_bytes"]) / (base["state_bytes"] + base["temp_bytes"])
-            found.append((name, way, *sizes, f"{share:.0%}", f"{whole:.0%}"))
+            gradients, state, temporary = (f"{bytes_ / 1e6:,.0f} MB" for bytes_ in row.values())
+            shares = {kind: f"{row[kind] / base[kind]:.0%}" for kind in row}
+            step = (row["state_bytes"] + row["temp_bytes"]) / (base["state_bytes"] + base["temp_bytes"])
+            one, other = shares["gradients_in_all_bytes"], shares["temp_bytes"]
+            found.append((name, way, gradients, one, state, temporary, other, f"{step:.0%}"))
     return found
 
 
@@ -90,6 +99,7 @@ def remarks(result: dict[str, Any]) -> list[str]:
     """What else is to be said of the result."""
     shapes = {f"{case['batch']} rows of {case['length']:,} tokens" for case in result["cases"].values()}
     return [
-        f"XLA's plan of one step, {' or '.join(sorted(shapes))}, AdamW, layers in a loop and recomputed, in that of "
-        "XLA's two orders which keeps less. State: parameters and moments. Temporary: gradients, activations, logits."
+        f"XLA's plan for {' or '.join(sorted(shapes))}. Gradients: the loss and its gradients by themselves, with the "
+        "parameters. State: parameters and AdamW's moments. Temporary: what a step needs besides, with its gradients. "
+        "Recomputed: `--model.remat full`."
     ]

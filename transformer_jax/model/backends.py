@@ -95,10 +95,11 @@ def blocks(
 ) -> Array:
     """`reference` for a block of queries at a time, in the backward pass again (Rabe and Staats 2021, section 3).
 
-    Logits of one block are held at a time, so memory grows with S instead of T * S. Keys that no query of a part can
-    see by its place are left out, which is nearly half of the work where attention is causal.
+    Logits of one block are held at a time, so memory grows with S instead of T * S; what is small is kept for the
+    backward pass, which is quicker. Keys that no query of a part can see by its place are left out, which is nearly
+    half of the work where attention is causal.
     """
-    T, S = q_BTHK.shape[1], k_BSGK.shape[1]
+    (B, T, H, _), S = q_BTHK.shape, k_BSGK.shape[1]
     size = BLOCK * -(-T // (PARTS * BLOCK)) if T > PARTS * BLOCK and T % BLOCK == 0 else -(-T // PARTS)
 
     def seen(start: int, end: int) -> slice:
@@ -113,11 +114,12 @@ def blocks(
         rows, keys = slice(start, end), seen(start, end)
         k, v = k_BSGK[:, keys], v_BSGK[:, keys]
 
-        @jax.checkpoint
         def block(cut: Any) -> Array:
             q, mask, bias, keep = cut
             return reference(q, k, v, Sight(mask, bias), cap, keep)
 
+        if B * H * T * S * 4 > KEPT_BYTES:
+            block = jax.checkpoint(block)
         cut = q_BTHK[:, rows], sight.mask_BTS[:, rows, keys]
         cut += tuple(None if x is None else x[:, :, rows, keys] for x in (sight.bias_BHTS, keep_BHTS))
         if end - start <= BLOCK or (end - start) % BLOCK:
@@ -214,7 +216,8 @@ class Shape(NamedTuple):
 
 PARTS = 4  # of a row's queries, each with the keys that it can see
 BLOCK = 512  # queries of a part that are taken at once
-LOGIT_BYTES = 2**29  # of one layer, above which `auto` takes blocks of queries
+KEPT_BYTES = 2**26  # of one layer's logits, above which blocks compute them again in the backward pass
+LOGIT_BYTES = 2**29  # of one layer's logits, above which `auto` takes blocks of queries
 CAUSAL_QUERIES = 256  # from which on `auto` takes them on a CPU where keys can be left out
 
 
