@@ -32,8 +32,11 @@ PLANS = {
     "tensor": "--parallel.mesh tensor=8",
     "narrow": "--parallel.mesh fsdp=8 --optimizer.accumulate 2 --model.dtype bfloat16",
     "full": "--parallel.mesh data=2,fsdp=2,tensor=2 --model.remat full",
+    "both": "--parallel.mesh data=8 --batch-size 512 --model.dtype bfloat16 --model.mode encoder-decoder"
+    " --model.scan-layers False",
     "many": "--parallel.mesh data=-1,fsdp=2,tensor=2 --model.remat full --devices 4096 --batch-size 16384",
 }
+PLANS = {"both again": f"{PLANS['both']} --model.remat full"} | PLANS
 DRIVER = """
 import dataclasses, json, sys, time
 from transformer_jax import plan
@@ -136,6 +139,13 @@ def test_flops_are_three_forward_passes_and_what_is_computed_again(plans):
     forward = plan.model_flops / 3
     logits, last = 2 * B * T * D * V, LAYERS * 2 * B * T * D * F
     assert plan.flops * plan.devices == 4 * forward - logits - last
+
+
+def test_an_encoder_decoder_in_bfloat16_whose_layers_are_one_by_one(plans):
+    """Both stacks are planned, and what is computed again is not kept."""
+    kept, again = plans["both"][0], plans["both again"][0]
+    assert again.memory["activations"] < 0.5 * kept.memory["activations"]
+    assert 1.2 < again.flops / kept.flops < 1.34
 
 
 def test_flops_agree_with_xla(plans):

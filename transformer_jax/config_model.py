@@ -3,6 +3,7 @@
 Nothing here imports JAX, so a wrong flag is answered at once.
 """
 
+import copy
 import dataclasses
 import math
 from typing import TYPE_CHECKING, Any, Literal, Self, get_args, get_type_hints
@@ -310,7 +311,7 @@ class ModelConfig:
         """The settings of a layer with this window: those of all layers, but for rope.local_base."""
         if not window or self.rope.local_base is None:
             return self
-        return self.replace(rope=dataclasses.replace(self.rope, base=self.rope.local_base, scaling="none"))
+        return self._with(rope=dataclasses.replace(self.rope, base=self.rope.local_base, scaling="none"))
 
     def vocabulary_of(self, side: str) -> int:
         """Rows of the embedding table that the `source` or the `target` reads; vocab_size must be known."""
@@ -321,7 +322,14 @@ class ModelConfig:
         """The settings of the `encoder`, with its layers as num_layers and windows, or of the `decoder`."""
         if stack == "decoder":
             return self
-        return dataclasses.replace(self, num_layers=self.num_encoder_layers, windows=self.encoder_windows)
+        return self._with(num_layers=self.num_encoder_layers, windows=self.encoder_windows)
+
+    def _with(self, **changes: Any) -> Self:
+        """The settings of a part of the model: nothing is derived anew, and nothing checked again."""
+        part = copy.copy(self)
+        for name, value in changes.items():
+            object.__setattr__(part, name, value)
+        return part
 
     def blocks_in_a_round(self) -> int:
         """Blocks of a stack that are compiled one by one; where layers are scanned over, a loop repeats them."""
