@@ -87,11 +87,12 @@ def rows(result: dict[str, Any]) -> list[tuple[str, ...]]:
     for name, case in result["cases"].items():
         base = case["ways"][PLAIN]
         for way, row in case["ways"].items():
-            gradients, state, temporary = (f"{bytes_ / 1e6:,.0f} MB" for bytes_ in row.values())
-            shares = {kind: f"{row[kind] / base[kind]:.0%}" for kind in row}
+            sizes = {kind: f"{size / 1e6:,.0f} MB" for kind, size in row.items()}
+            shares = {kind: f"{size / base[kind]:.0%}" for kind, size in row.items()}
             step = (row["state_bytes"] + row["temp_bytes"]) / (base["state_bytes"] + base["temp_bytes"])
-            one, other = shares["gradients_in_all_bytes"], shares["temp_bytes"]
-            found.append((name, way, gradients, one, state, temporary, other, f"{step:.0%}"))
+            gradients = sizes["gradients_in_all_bytes"], shares["gradients_in_all_bytes"]
+            temporary = sizes["temp_bytes"], shares["temp_bytes"]
+            found.append((name, way, *gradients, sizes["state_bytes"], *temporary, f"{step:.0%}"))
     return found
 
 
