@@ -21,7 +21,7 @@ from transformer_jax.plan import planned_mesh
 from transformer_jax.recipes import RECIPES, find_recipe
 from transformer_jax.roofline import Exchange, Plan
 
-D, F, V, HEADS, LAYERS, B, T = 128, 512, 64, 8, 4, 16, 32
+D, F, V, HEADS, LAYERS, B, T = 128, 512, 64, 8, 2, 16, 32
 WEIGHTS, NORMS = LAYERS * (4 * D * D + 2 * D * F) + V * D, (2 * LAYERS + 1) * D
 TINY = f"""--model.mode decoder-only --model.d-model {D} --model.d-ff {F} --model.num-heads {HEADS}
     --model.num-layers {LAYERS} --model.vocab-size {V} --model.max-length {T} --batch-size {B}

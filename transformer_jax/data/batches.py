@@ -41,28 +41,33 @@ def pack(lengths: np.ndarray, room: Room) -> np.ndarray:
     """
     assert (lengths <= np.asarray(room)).all(), "an example is longer than a row"
     whole, count, row = np.maximum(np.asarray(room, float), 1), len(lengths), 0
-    needs, rows = lengths / whole, np.zeros(count, np.int64)
-    pool, following = np.arange(min(AHEAD, count)), min(AHEAD, count)
-    need, left, turn = needs[pool], np.ones(2), 0
-    enough = LAST * needs.mean(0) if count else left  # for as many examples as there are on average
+    shares, rows = lengths / whole, np.zeros(count, np.int64)
+    size = following = min(AHEAD, count)
+    pool, needs, columns, turn = list(range(size)), shares[:size].tolist(), shares[:size].T.copy(), 0
+    enough = (LAST * shares.mean(0)).tolist() if count else []  # for as many examples as there are on average
+    source = target = 1.0  # what is left of a row
     for _ in range(count):
         place = -1
         while place < 0:
-            if (left > enough).all():
-                turns = (turn + np.arange(min(TRIES, len(pool)))) % len(pool)
-                place = next((int(each) for each in turns if (need[each] <= left).all()), -1)
+            if source > enough[0] and target > enough[1]:
+                for each in range(turn, turn + min(TRIES, size)):
+                    if needs[each % size][0] <= source and needs[each % size][1] <= target:
+                        place = each % size
+                        break
                 turn = place + 1
-            if place < 0 and len(fits := np.flatnonzero((need <= left).all(1))):
-                place = int(fits[np.square(left - need[fits]).sum(1).argmin()])
             if place < 0:
-                row, left = row + 1, np.ones(2)
+                less, lower = source - columns[0], target - columns[1]
+                waste = np.where((less >= 0) & (lower >= 0), less * less + lower * lower, np.inf)
+                best = int(waste.argmin())
+                place = best if waste[best] < np.inf else -1
+            if place < 0:
+                row, source, target = row + 1, 1.0, 1.0
         rows[pool[place]] = row
-        left = left - need[place] + ROUNDING
-        if following < count:
-            pool[place], need[place] = following, needs[following]
-            following += 1
-        else:
-            need[place] = np.inf
+        source, target = source - needs[place][0] + ROUNDING, target - needs[place][1] + ROUNDING
+        pool[place] = following
+        needs[place] = shares[following].tolist() if following < count else [np.inf, np.inf]
+        columns[:, place] = needs[place]
+        following += 1
     return rows
 
 
