@@ -386,7 +386,8 @@ def test_a_name_of_the_hub_is_streamed(monkeypatch):
 
 
 @pytest.mark.parametrize("name", ["", "/no/such/folder", "../x", "a/b/c", "s3://bucket/x", "a b", "\ud800", "a\0"])
-def test_what_is_no_name_of_the_hub_is_not_asked_for(name, monkeypatch):
+def test_what_is_no_name_of_the_hub_is_not_asked_for(name, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(records, "_library", lambda: pytest.fail("asked"))
     with pytest.raises(InputError, match=r"there is no folder .* no name of a data set on the hub"):
         read((f"hf:{name}",))
