@@ -6,18 +6,17 @@ import atexit
 import os
 import shutil
 import tempfile
+from unittest import mock
 
 import jax
 
 if "JAX_DISABLE_MOST_OPTIMIZATIONS" not in os.environ:
     jax.config.update("jax_disable_most_optimizations", True)
     if "PYTEST_XDIST_WORKER" in os.environ and jax.__version_info__ < (0, 11):
-        given = os.environ.get("XLA_FLAGS")
-        os.environ["XLA_FLAGS"] = f"{given or ''} --xla_cpu_use_fusion_emitters=false"  # a third of the time to compile
-        jax.devices()  # XLA reads its flags once; commands that tests start shall not have this one
-        del os.environ["XLA_FLAGS"]
-        if given is not None:
-            os.environ["XLA_FLAGS"] = given
+        # what is not optimised compiles quicker so; later versions have no such flag
+        flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_cpu_use_fusion_emitters=false"
+        with mock.patch.dict(os.environ, XLA_FLAGS=flags):  # commands that tests start shall not have it
+            jax.devices()  # XLA reads its flags once
 
 if "PYTEST_XDIST_WORKER" not in os.environ:  # workers have it from the process that starts them
     os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="transformer_jax-tests-")

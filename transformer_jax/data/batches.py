@@ -43,7 +43,8 @@ def pack(lengths: np.ndarray, room: Room) -> np.ndarray:
     whole, count, row = np.maximum(np.asarray(room, float), 1), len(lengths), 0
     shares, rows = lengths / whole, np.zeros(count, np.int64)
     size = following = min(AHEAD, count)
-    pool, needs, columns, turn = list(range(size)), shares[:size].tolist(), shares[:size].T.copy(), 0
+    pool, turn = list(range(size)), 0
+    needs, columns = shares[:size].tolist(), shares[:size].T.copy()  # the pool's, to look at one or at all
     enough = (LAST * shares.mean(0)).tolist() if count else []  # for as many examples as there are on average
     source = target = 1.0  # what is left of a row
     for _ in range(count):
