@@ -4,6 +4,8 @@ import errno
 import json
 import math
 import shutil
+import sys
+import types
 from pathlib import Path
 
 import jax
@@ -234,6 +236,36 @@ def test_a_failed_save_is_told_once_and_the_next_one_works(tmp_path, monkeypatch
             checkpoints.wait()
     assert steps_in(tmp_path) == [1, 3]
     assert find(tmp_path) == (3, [])
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_arrays_that_come_late_show_nothing(tmp_path, monkeypatch, fails):
+    """TensorStore may be at some when a save has failed, and end with them when the run has; other errors are shown."""
+
+    def broken(folder):
+        raise OSError(errno.EFBIG, "File too large")
+
+    def show(text):
+        sys.unraisablehook(types.SimpleNamespace(exc_value=RuntimeError(text)))
+
+    shown = []
+    monkeypatch.setattr(sys, "unraisablehook", lambda unraisable: shown.append(str(unraisable.exc_value)))
+    before = sys.unraisablehook
+    with Checkpoints(tmp_path, CheckpointConfig()) as checkpoints:
+        checkpoints.open()
+        if fails:
+            monkeypatch.setattr(checkpoint, "seal", broken)
+        checkpoints.save(1, state_of(1), PAPERS, {"data": {}})
+        show("Event loop is closed")
+        show("within")
+    assert len(checkpoints.failures()) == fails
+    show("after")
+    assert shown == ["within", "after"]
+    if fails:
+        show("Event loop is closed")
+        assert shown == ["within", "after"]
+    else:
+        assert sys.unraisablehook is before
 
 
 def test_another_model_is_an_error_that_names_the_checkpoint(tmp_path):

@@ -15,6 +15,7 @@ counts any folder with a number for a name, and tells of a failed save at the ne
 
 import contextlib
 import errno
+import functools
 import json
 import logging
 import math
@@ -226,10 +227,10 @@ def _bytes(tree: Any) -> int:
     return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
 
 
-def _without_late_arrays(unraisable: Any) -> None:
+def _without_late_arrays(hook: Callable[[Any], Any], unraisable: Any) -> None:
     """TensorStore shows this error for every array that it was at when a save had failed, which we told of."""
     if str(unraisable.exc_value) != "Event loop is closed":
-        sys.__unraisablehook__(unraisable)
+        hook(unraisable)
 
 
 class Checkpoints:
@@ -245,9 +246,11 @@ class Checkpoints:
         self._saving: tuple[int, Future[None]] | None = None
         self._failures: list[tuple[int, BaseException]] = []
         self._best: float | None = None
+        self._arrays_may_be_late = False
 
     def __enter__(self) -> "Checkpoints":
-        self._hook, sys.unraisablehook = sys.unraisablehook, _without_late_arrays
+        self._hook = sys.unraisablehook
+        sys.unraisablehook = functools.partial(_without_late_arrays, self._hook)
         return self
 
     def __exit__(self, *_: Any) -> None:
@@ -255,7 +258,8 @@ class Checkpoints:
         self.wait()
         self._thread.shutdown()
         self._writer.close()
-        sys.unraisablehook = self._hook
+        if not self._arrays_may_be_late:
+            sys.unraisablehook = self._hook
 
     @property
     def latest(self) -> int | None:
@@ -347,6 +351,7 @@ class Checkpoints:
         try:
             self._writer.save((work / STATE).absolute(), args=ocp.args.Composite(**items))
         except Exception as error:  # Orbax and TensorStore raise many kinds; training goes on without this checkpoint
+            self._arrays_may_be_late = True
             self._failures.append((step, error))
             return
         if self.is_best(scores := facts.get("scores") or {}):
@@ -400,6 +405,7 @@ class Checkpoints:
         if self._saving is not None:
             step, future = self._saving
             if failure := future.exception():
+                self._arrays_may_be_late = True
                 self._failures.append((step, failure))
             self._saving = None
 
