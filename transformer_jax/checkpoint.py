@@ -258,7 +258,7 @@ class Checkpoints:
         self.wait()
         self._thread.shutdown()
         self._writer.close()
-        if not self._arrays_may_be_late:
+        if not self._arrays_may_be_late:  # else for the rest of the process: it may end first, and nothing tells
             sys.unraisablehook = self._hook
 
     @property
